@@ -1,0 +1,141 @@
+// Package secrets is the vocabulary of staged secrets: a [Ref] names one, a
+// [Value] holds its bytes unprintably, a [Version] is one value with its
+// stages, a [Reader] is all that an agent needs, and a [Store] stages a new
+// version beside the current one and moves it into place.
+//
+// Each backend is one package below this one; all of them pass storetest.
+package secrets
+
+import (
+	"context"
+	"time"
+
+	"github.com/keyturn/keyturn/ref"
+)
+
+// A Ref is the canonical name of one secret; see package ref.
+type Ref = ref.Ref
+
+// A Stage is a label that at most one version of a secret holds. The names
+// generalize the staging labels of AWS Secrets Manager (AWSCURRENT,
+// AWSPENDING, AWSPREVIOUS).
+type Stage string
+
+// The stages.
+const (
+	Current  Stage = "current"  // what every plain reader gets
+	Pending  Stage = "pending"  // written by a rotation, not yet proven
+	Previous Stage = "previous" // what was current before
+)
+
+// A Version is one value of a secret.
+type Version struct {
+	// ID is the store's own (a UUID, a number), opaque. It may change when a
+	// pending version is promoted.
+	ID string
+	// Token is the rotation token of the rotation that wrote the version, and
+	// survives promotion. On AWS it equals ID. It may be empty for a version
+	// that no rotation wrote.
+	Token   string
+	Value   Value
+	Created time.Time
+}
+
+// A Reader is all that an agent needs, and all that its policy should allow.
+type Reader interface {
+	// Get returns the version that holds stage. It always asks the provider
+	// by stage, so a pending version is never returned as Current. A version
+	// that holds Pending without having a value, or that is also Current, is
+	// NotFound as Pending. Get is safe for concurrent use, does not retry
+	// beyond what the provider's client does, and changes nothing.
+	Get(ctx context.Context, ref Ref, stage Stage) (*Version, error)
+}
+
+// A Store stages versions. Methods are safe for concurrent use, by several
+// processes too; they may be repeated with the same arguments after any
+// failure, including one whose effect took place.
+type Store interface {
+	Reader
+
+	// PutPending stores v as the pending version of the rotation named token.
+	// Repeated with the same token it returns the version as first stored,
+	// whatever v is now: pending is never overwritten, and the returned value
+	// is the truth. Another rotation's pending version, or a token that was
+	// promoted already, is a Conflict. A ref that does not exist is NotFound.
+	PutPending(ctx context.Context, ref Ref, token string, v Value) (*Version, error)
+
+	// Promote makes token's pending version Current and the version that was
+	// current Previous, in one step for every reader: at no instant is there
+	// no current version. Repeated after success it returns the current
+	// version and changes nothing. Conflict if another rotation's version is
+	// pending or was promoted meanwhile, NotFound if token has no version.
+	Promote(ctx context.Context, ref Ref, token string) (*Version, error)
+
+	// Discard drops token's pending version. Nothing pending is success;
+	// another rotation's is a Conflict. On a token that is already current it
+	// only clears what the rotation left behind.
+	Discard(ctx context.Context, ref Ref, token string) error
+
+	// Describe tells the stages of a secret without reading any value.
+	Describe(ctx context.Context, ref Ref) (*Description, error)
+}
+
+// A Creator can make a secret that does not exist yet.
+type Creator interface {
+	// CreateSecret stores v as the first, current version. A secret that
+	// exists is a Conflict and left as it is.
+	CreateSecret(ctx context.Context, ref Ref, v Value) (*Version, error)
+}
+
+// A Description is what a store tells of a secret without its values.
+type Description struct {
+	Ref Ref
+	// ID is the provider's own full identifier, such as an ARN, or "".
+	ID string
+	// Versions that hold a stage, in no order. Versions without any are left
+	// out.
+	Versions []VersionInfo
+	// Opened reports that the store's own service opens rotations: it labels
+	// the token pending before the first phase, and a token without that
+	// label belongs to no rotation.
+	Opened bool
+	// RotationDisabled reports that the service says so explicitly.
+	RotationDisabled bool
+	// NextRotation is when the service will start the next rotation, or zero.
+	NextRotation time.Time
+}
+
+// A VersionInfo is a version without its value.
+type VersionInfo struct {
+	ID, Token string
+	Stages    []Stage
+	Created   time.Time // zero when the store does not tell
+}
+
+// Holder returns the version that holds stage, or nil.
+func (d *Description) Holder(stage Stage) *VersionInfo {
+	for i := range d.Versions {
+		for _, s := range d.Versions[i].Stages {
+			if s == stage {
+				return &d.Versions[i]
+			}
+		}
+	}
+	return nil
+}
+
+// Has reports whether the version written under token holds stage.
+func (d *Description) Has(token string, stage Stage) bool {
+	h := d.Holder(stage)
+	return h != nil && token != "" && h.Token == token
+}
+
+// Known reports whether some staged version was written under token.
+func (d *Description) Known(token string) bool {
+	for i := range d.Versions {
+		if token != "" && d.Versions[i].Token == token {
+			return true
+		}
+	}
+	return false
+}
