@@ -17,7 +17,7 @@ func Postgres(t testing.TB) *pgserver.Server {
 		Missing(t, "the PostgreSQL server", pgserver.InstallHint)
 	}
 	var log bytes.Buffer
-	s, err := pgserver.Start(context.Background(), pgserver.Options{BinDir: bin, Dir: t.TempDir(), Log: &log})
+	s, err := pgserver.Start(context.Background(), pgserver.Options{BinDir: bin, Dir: t.TempDir(), Log: &log, NoSync: true})
 	if err != nil {
 		t.Fatalf("start PostgreSQL: %v\n%s", err, log.String())
 	}
