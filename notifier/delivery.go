@@ -73,7 +73,9 @@ type Source interface {
 // A Decoder turns a delivery into events. It is a pure function: no clock, no
 // network. No events and no error means that the notice does not concern us.
 // An error of kind Invalid means that the notice cannot be understood, and its
-// text names what was expected and found without quoting the notice.
+// text names what was expected and found without quoting the notice. Beside
+// such an error a decoder may return the events of the rest of a batch: they
+// are published, and then the whole notice is parked.
 type Decoder func(d Delivery) ([]events.Event, error)
 
 // A DeadLetter is a delivery that can never be handed on, kept so that a

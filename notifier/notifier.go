@@ -51,7 +51,7 @@ type Options struct {
 type Outcome struct {
 	Source string
 	// Events counts the events that were published, Dropped those of no
-	// tenant.
+	// tenant and those of pending siblings.
 	Events, Dropped int
 	// Parked reports that the delivery became a dead letter.
 	Parked bool
@@ -114,31 +114,27 @@ func (n *Notifier) Handler(dec Decoder) Handler {
 }
 
 func (n *Notifier) handle(ctx context.Context, dec Decoder, d Delivery, o *Outcome) error {
-	es, err := decode(dec, d)
-	if err != nil {
-		switch kind := fault.KindOf(err); {
-		case kind == fault.Invalid,
-			kind != fault.Unavailable && d.Attempt >= n.opts.MaxAttempts:
-			return n.park(ctx, d, err, o)
-		default:
-			return away("decode", err)
-		}
+	es, bad := decode(dec, d)
+	if kind := fault.KindOf(bad); bad != nil && kind != fault.Invalid && (kind == fault.Unavailable || d.Attempt < n.opts.MaxAttempts) {
+		return away("decode", bad)
 	}
 	kept, err := n.stamp(d, es, o)
 	if err != nil {
 		return n.park(ctx, d, err, o)
 	}
-	if len(kept) == 0 {
-		return nil
-	}
-	if err := n.pub.Publish(ctx, kept...); err != nil {
-		if fault.Is(err, fault.Invalid) {
-			// The bus can never take this one; again and again would not help.
-			return n.park(ctx, d, err, o)
+	if len(kept) > 0 {
+		if err := n.pub.Publish(ctx, kept...); err != nil {
+			if fault.Is(err, fault.Invalid) {
+				// The bus can never take this one; again and again would not help.
+				return n.park(ctx, d, err, o)
+			}
+			return away("publish", err)
 		}
-		return away("publish", err)
+		o.Events = len(kept)
 	}
-	o.Events = len(kept)
+	if bad != nil {
+		return n.park(ctx, d, bad, o)
+	}
 	return nil
 }
 
@@ -194,6 +190,10 @@ func (n *Notifier) stamp(d Delivery, es []events.Event, o *Outcome) ([]events.Ev
 		if e.ID == "" || !e.Type.Valid() || e.Data.Ref.Validate() != nil {
 			return nil, fault.Newf(fault.Invalid, "decode", "the decoder returned an event without an id, a known type or a valid ref; this is a defect, please report it")
 		}
+		if pendingSibling(e.Data.Ref) {
+			o.Dropped++
+			continue
+		}
 		if e.Data.Tenant = n.opts.Tenant(e.Data.Ref); e.Data.Tenant == "" {
 			o.Dropped++
 			n.opts.Logger.Warn("event dropped: no tenant for the secret", "secret", e.Data.Ref.String(), "event", string(e.Type))
@@ -206,6 +206,18 @@ func (n *Notifier) stamp(d Delivery, es []events.Event, o *Outcome) ([]events.Ev
 		kept = append(kept, e)
 	}
 	return kept, nil
+}
+
+// pendingSibling reports whether r is the secret that keeps the pending version
+// of another, where a store has no staging labels. No agent reads it, and what
+// becomes of it is the main secret's news when it is promoted. On AWS and NATS
+// versions have labels, and a name with this ending is somebody's own.
+func pendingSibling(r ref.Ref) bool {
+	switch r.Provider {
+	case ref.GCP, ref.Azure, ref.Vault:
+		return strings.HasSuffix(r.Name, "--pending")
+	}
+	return false
 }
 
 // traceForm is a version 0 trace parent. https://www.w3.org/TR/trace-context/
@@ -231,7 +243,11 @@ func (n *Notifier) park(ctx context.Context, d Delivery, why error, o *Outcome) 
 // away wraps what failed on our side. The kind is ours whatever the cause's
 // is: a bus that denies us is still an outage to the sender.
 func away(op string, err error) error {
-	return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassOf(err), Op: "notifier: " + op, Err: err}
+	e := &fault.Error{Kind: fault.Unavailable, Class: fault.ClassOf(err), Op: "notifier: " + op, Err: err}
+	if op == "decode" && fault.KindOf(err) == fault.Unknown {
+		e.Msg, e.Err = reason(err), nil // its text could quote the notice
+	}
+	return e
 }
 
 // reason is err's text where it is a [fault.Error], which may be stored by
