@@ -131,6 +131,21 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// idle takes every slot, so that no request is or will be handled, and reports
+// whether it got them within limit.
+func (s *server) idle(limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	for range cap(s.slots) {
+		select {
+		case s.slots <- struct{}{}:
+		case <-t.C:
+			return false
+		}
+	}
+	return true
+}
+
 // acceptable checks what can be checked without the body.
 func (s *server) acceptable(r *http.Request) (code int, why string) {
 	if r.Method != http.MethodPost {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
@@ -94,12 +93,7 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	// Requests outlive ctx for as long as the drain lasts.
 	base, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	var handlers sync.WaitGroup
-	inner := newServer(func(ctx context.Context, d notifier.Delivery) error {
-		handlers.Add(1)
-		defer handlers.Done()
-		return h(ctx, d)
-	}, s.o, s.keys)
+	inner := newServer(h, s.o, s.keys)
 	srv := &http.Server{
 		Handler:           inner,
 		TLSConfig:         s.tls,
@@ -138,11 +132,7 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	if err := <-ended; failed == nil && !errors.Is(err, http.ErrServerClosed) {
 		failed = &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: "webhook: serve", Err: err}
 	}
-	done := make(chan struct{})
-	go func() { handlers.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(lastCall):
+	if !inner.idle(lastCall) {
 		s.o.Logger.ErrorContext(ctx, "a handler does not obey its context")
 	}
 	return failed
