@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -88,6 +89,29 @@ func TestSlowLoris(t *testing.T) {
 		if _ = resp.Body.Close(); resp.StatusCode != 431 {
 			t.Errorf("status %d for a header of 64 KiB; expected 431", resp.StatusCode)
 		}
+	}
+}
+
+// TestHandlerBoundsTheBodyByItself: the handler mounted in somebody else's
+// server, which has no time-outs.
+func TestHandlerBoundsTheBodyByItself(t *testing.T) {
+	h, err := Handler(func(context.Context, notifier.Delivery) error { t.Error("handled"); return nil }, Options{APIKeys: []string{key}, Timeout: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(h)
+	defer srv.Close()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, head(key, 1000)+"{"); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, c); got != 503 {
+		t.Errorf("status %d for a body that does not come; expected 503", got)
 	}
 }
 
