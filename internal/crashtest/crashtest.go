@@ -97,6 +97,13 @@ func (in *Injector) Fired() string {
 	return in.fired
 }
 
+// Calls returns how many calls were begun.
+func (in *Injector) Calls() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.n
+}
+
 // Run calls scenario once for each outward call that it makes, before and
 // after the call's effect, in both modes, each time with a fresh injector,
 // until a fault no longer fires: not until the scenario succeeds, since a

@@ -1,0 +1,257 @@
+package rotatortest_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/crashtest"
+	"github.com/keyturn/keyturn/ref"
+	"github.com/keyturn/keyturn/rotators"
+	"github.com/keyturn/keyturn/rotators/rotatortest"
+	"github.com/keyturn/keyturn/secrets"
+	"github.com/keyturn/keyturn/secrets/memstore"
+)
+
+func newStore(t *testing.T, v secrets.Value) (secrets.Store, ref.Ref) {
+	t.Helper()
+	s := memstore.New()
+	r, err := ref.New(ref.NATS, "suite", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CreateSecret(t.Context(), r, v); err != nil {
+		t.Fatal(err)
+	}
+	return s, r
+}
+
+// doc is the secret of the targets below, whatever else is in it.
+type doc struct {
+	Host     string `json:"host"`
+	User     string `json:"user"`
+	Password string `json:"password"`
+}
+
+func read(v secrets.Value) (d doc, err error) {
+	if json.Unmarshal(v.Reveal(), &d) != nil || d.Host == "" || d.User == "" || d.Password == "" {
+		return d, fault.Newf(fault.Invalid, "read", "not a secret")
+	}
+	return d, nil
+}
+
+func write(t doc, from secrets.Value) (secrets.Value, error) {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(from.Reveal(), &m) != nil {
+		return secrets.Value{}, fault.Newf(fault.Invalid, "write", "not a secret")
+	}
+	for k, v := range map[string]string{"user": t.User, "password": t.Password} {
+		m[k], _ = json.Marshal(v)
+	}
+	b, err := json.Marshal(m)
+	return secrets.NewValue(b), err
+}
+
+// server is a target with users and passwords, by strategy.
+type server struct {
+	mu    sync.Mutex
+	users map[string]string // user or key id to password
+	tags  map[string]string // key id to rotation token
+	n     int
+	first doc
+	kind  string
+}
+
+func newServer(kind string) func(*testing.T) rotatortest.Target {
+	return func(*testing.T) rotatortest.Target {
+		first := doc{Host: "db", User: "app", Password: "first-password-of-app"}
+		return &server{users: map[string]string{first.User: first.Password}, tags: map[string]string{}, first: first, kind: kind}
+	}
+}
+
+func (s *server) Initial() secrets.Value {
+	b, _ := json.Marshal(s.first)
+	return secrets.NewValue(b)
+}
+
+func (s *server) Foreign(t *testing.T, v secrets.Value) secrets.Value {
+	d, err := read(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := json.Marshal(doc{Host: "elsewhere", User: d.User, Password: d.Password})
+	return secrets.NewValue(b)
+}
+
+func (s *server) SignIn(ctx context.Context, v secrets.Value) error {
+	d, err := read(v)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users[d.User] != d.Password {
+		return fault.Newf(fault.Denied, "sign in", "refused")
+	}
+	return nil
+}
+
+func (s *server) Live(*testing.T) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.users)
+}
+
+func (s *server) Rotator(_ *testing.T, in *crashtest.Injector) rotators.Rotator {
+	r := &rotator{s: s, in: in}
+	if s.kind == "issuer" {
+		return &issuing{r}
+	}
+	return r
+}
+
+// rotator is what a rotator of a database is.
+type rotator struct {
+	s  *server
+	in *crashtest.Injector
+}
+
+// call is one outward call.
+func (r *rotator) call(ctx context.Context, name string, do func()) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return r.in.Call(name, func() error {
+		r.s.mu.Lock()
+		defer r.s.mu.Unlock()
+		do()
+		return nil
+	})
+}
+
+func (r *rotator) other(user string) string {
+	switch {
+	case r.s.kind == "single":
+		return user
+	case user == "app":
+		return "app_clone"
+	}
+	return "app"
+}
+
+func (r *rotator) Create(_ context.Context, c rotators.Change) (secrets.Value, error) {
+	d, err := read(c.Current)
+	if err != nil {
+		return secrets.Value{}, err
+	}
+	if d.Password, err = (rotators.PasswordPolicy{}).Generate(); err != nil {
+		return secrets.Value{}, err
+	}
+	d.User = r.other(d.User)
+	return write(d, c.Current)
+}
+
+func (r *rotator) Set(ctx context.Context, c rotators.Change) error {
+	cur, err := read(c.Current)
+	if err != nil {
+		return err
+	}
+	pend, err := read(c.Pending)
+	if err != nil {
+		return err
+	}
+	if pend.Host != cur.Host || pend.User != r.other(cur.User) {
+		return fault.Newf(fault.Invalid, "set", "pending names another target")
+	}
+	return r.call(ctx, "alter user", func() { r.s.users[pend.User] = pend.Password })
+}
+
+func (r *rotator) Test(ctx context.Context, c rotators.Change) error {
+	var refused error
+	if err := r.call(ctx, "sign in", func() {}); err != nil {
+		return err
+	}
+	refused = r.s.SignIn(ctx, c.Pending)
+	return refused
+}
+
+// issuing is what a rotator of issued keys is.
+type issuing struct{ *rotator }
+
+func (r *issuing) Create(ctx context.Context, c rotators.Change) (secrets.Value, error) {
+	if _, err := read(c.Current); err != nil {
+		return secrets.Value{}, err
+	}
+	var d doc
+	err := r.call(ctx, "issue", func() {
+		r.s.n++
+		d = doc{User: fmt.Sprintf("key_%d", r.s.n), Password: fmt.Sprintf("issued-secret-%d", r.s.n)}
+		r.s.users[d.User], r.s.tags[d.User] = d.Password, c.Token
+	})
+	if err != nil {
+		return secrets.Value{}, err
+	}
+	return write(d, c.Current)
+}
+
+func (r *issuing) Set(ctx context.Context, c rotators.Change) error {
+	cur, err := read(c.Current)
+	if err != nil {
+		return err
+	}
+	pend, err := read(c.Pending)
+	if err != nil {
+		return err
+	}
+	if pend.Host != cur.Host {
+		return fault.Newf(fault.Invalid, "set", "pending names another target")
+	}
+	prev, _ := read(c.Previous)
+	return r.call(ctx, "revoke orphans", func() {
+		for id := range r.s.users {
+			if id != cur.User && id != pend.User && id != prev.User {
+				delete(r.s.users, id)
+			}
+		}
+	})
+}
+
+func (r *issuing) Retire(ctx context.Context, c rotators.Change, old secrets.Value) error {
+	d, err := read(old)
+	if err != nil {
+		return err
+	}
+	return r.call(ctx, "revoke", func() { delete(r.s.users, d.User) })
+}
+
+var strategies = []struct {
+	kind string
+	tr   rotatortest.Traits
+}{
+	{"single", rotatortest.Traits{KillsCurrent: true}},
+	{"alternating", rotatortest.Traits{CurrentSurvivesSet: true}},
+	{"issuer", rotatortest.Traits{CurrentSurvivesSet: true, Issues: true}},
+}
+
+// The suite passes for the three strategies, done right.
+func TestSuite(t *testing.T) {
+	for _, s := range strategies {
+		t.Run(s.kind, func(t *testing.T) { rotatortest.Run(t, newServer(s.kind), s.tr, newStore) })
+	}
+}
+
+func TestCrash(t *testing.T) {
+	for _, s := range strategies {
+		t.Run(s.kind, func(t *testing.T) {
+			if n := rotatortest.Crash(t, newServer(s.kind), s.tr, newStore); n < 100 {
+				t.Errorf("%d crash points; want at least 100", n)
+			}
+		})
+	}
+}
