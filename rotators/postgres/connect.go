@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -121,6 +122,10 @@ func (b *base) config(l login, withTLS bool) (*pgconn.Config, error) {
 		cfg.TLSConfig = &tls.Config{ServerName: l.server.Host, RootCAs: b.o.RootCAs, MinVersion: tls.VersionTLS12}
 		cfg.RequireAuth = "scram-sha-256,md5,password"
 	}
+	// The dialer resolves names itself, several addresses at once; and a
+	// tunnel's dialer gets the name.
+	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	cfg.DialFunc = (&net.Dialer{}).DialContext
 	if b.o.Dial != nil {
 		cfg.DialFunc = b.o.Dial
 	}

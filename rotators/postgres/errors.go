@@ -33,10 +33,11 @@ var states = map[string]meaning{
 	"0LP01": {fault.Denied, fault.ClassPermission, ""},
 	"22023": {fault.Invalid, fault.ClassPolicy, "the server's own rules refuse it"},
 	"42704": {fault.NotFound, "", ""},
+	"42":    {fault.Invalid, "", ""},
 	"42710": {fault.Unavailable, fault.ClassConcurrency, "somebody else made it meanwhile"},
 	"25006": {fault.Unavailable, "", "the host is a replica, or the server is read-only"},
 	"53":    {fault.Unavailable, fault.ClassQuota, "the server has no room"},
-	"55P03": {fault.Unavailable, fault.ClassConcurrency, "another rotation of this user is at work"},
+	"55P03": {fault.Unavailable, fault.ClassConcurrency, "another rotation of this user, or a long transaction, holds a lock"},
 	"40":    {fault.Unavailable, fault.ClassConcurrency, ""},
 	"57014": {fault.Unavailable, fault.ClassTimeout, ""},
 	"57P":   {fault.Unavailable, fault.ClassNetwork, "the server is starting or stopping"},
@@ -76,6 +77,10 @@ func classify(op, doing string, err error) error {
 			e.Msg += pg.Message + " "
 		}
 		e.Msg += "(SQLSTATE " + pg.Code + ")"
+		if pg.Code == "25006" && doing == probe {
+			m.kind, m.hint = fault.Invalid, "a probe may only read"
+			e.Kind = m.kind
+		}
 		if m.hint != "" {
 			e.Msg += "; " + m.hint
 		}

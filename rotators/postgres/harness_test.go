@@ -146,13 +146,22 @@ func unique(prefix string) string {
 	return fmt.Sprintf("%s%d", prefix, serial)
 }
 
-// newFixture makes a user whose name and password begin as given, a database
-// that it owns, and a master that is no superuser.
+// newFixture is newUser with a database that the user owns.
 func newFixture(t testing.TB, prefix, password string) *fixture {
 	t.Helper()
-	needServer(t)
-	f := &fixture{t: t, user: unique(prefix), master: unique("master")}
+	f := newUser(t, prefix, password)
 	f.db = f.user + "_db"
+	f.secret.DBName = f.db
+	admin(t, "postgres", "CREATE DATABASE "+quote(f.db)+" OWNER "+quote(f.user))
+	return f
+}
+
+// newUser makes a user whose name begins as given, and a master that is no
+// superuser.
+func newUser(t testing.TB, prefix, password string) *fixture {
+	t.Helper()
+	needServer(t)
+	f := &fixture{t: t, user: unique(prefix), master: unique("master"), db: "postgres"}
 	f.secret = dbsecret.Secret{
 		Engine: "postgres", Host: server.Host, Port: server.Port, Username: f.user, Password: secrets.NewString(password),
 		DBName: f.db, MasterARN: "arn:master",
@@ -166,7 +175,6 @@ func newFixture(t testing.TB, prefix, password string) *fixture {
 		t.Fatal(err)
 	}
 	f.setPassword(f.user, password)
-	admin(t, "postgres", "CREATE DATABASE "+quote(f.db)+" OWNER "+quote(f.user))
 	return f
 }
 

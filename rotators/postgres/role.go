@@ -52,7 +52,7 @@ func (s *session) setAlternate(ctx context.Context, current string, pend *dbsecr
 		}
 		clone = &role{name: pend.Username, connLimit: "-1", validUntil: "infinity"}
 	}
-	if err := s.converge(ctx, orig, clone); err != nil {
+	if err := s.converge(ctx, orig, clone, clone == cur); err != nil {
 		return err
 	}
 	return s.setPassword(ctx, pend, " LOGIN")
@@ -112,7 +112,7 @@ FROM pg_roles r WHERE r.rolname = $1`, name, other)
 // settings, and what it creates belonging to orig. Two roles cannot be
 // members of each other, so this is the one way in which either can alter and
 // drop what the other made.
-func (s *session) converge(ctx context.Context, orig, clone *role) error {
+func (s *session) converge(ctx context.Context, orig, clone *role, inUse bool) error {
 	if !clone.memberOfOther || !clone.complete {
 		grant := "GRANT " + ident(orig.name) + " TO " + ident(clone.name)
 		if s.major >= 16 {
@@ -122,7 +122,8 @@ func (s *session) converge(ctx context.Context, orig, clone *role) error {
 			return err
 		}
 	}
-	// These count for the role that signs in.
+	// These count for the role that signs in. While the clone is the one in
+	// use they are left: an expired original must not expire it.
 	var alter string
 	if clone.connLimit != orig.connLimit {
 		alter += " CONNECTION LIMIT " + orig.connLimit
@@ -134,7 +135,7 @@ func (s *session) converge(ctx context.Context, orig, clone *role) error {
 		}
 		alter += " VALID UNTIL " + until
 	}
-	if alter != "" {
+	if alter != "" && !inUse {
 		if err := s.exec(ctx, "alter role limits", "ALTER ROLE "+ident(clone.name)+alter); err != nil {
 			return err
 		}

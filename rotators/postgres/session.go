@@ -26,6 +26,9 @@ func (b *base) signsIn(ctx context.Context, op string, l login) (bool, error) {
 	return true, nil
 }
 
+// probe names the call that runs one.
+const probe = "probe"
+
 // prove signs in with pend and runs the probe that cur names. It returns whom
 // the session acts as.
 func (b *base) prove(ctx context.Context, op string, pend, cur *dbsecret.Secret) (string, error) {
@@ -49,7 +52,7 @@ func (b *base) prove(ctx context.Context, op string, pend, cur *dbsecret.Secret)
 	}
 	// By the extended protocol, which takes one statement: a probe cannot end
 	// the transaction and go on.
-	if err := s.run(ctx, "probe", cur.Probe); err != nil {
+	if err := s.run(ctx, probe, cur.Probe); err != nil {
 		return "", err
 	}
 	return who[0][0], nil

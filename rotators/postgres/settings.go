@@ -183,7 +183,7 @@ WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o' AND r.rolname = $
 	if err != nil || !some {
 		return err == nil, err
 	}
-	if err := s.exec(ctx, "savepoint", "SAVEPOINT reassign"); err != nil {
+	if err := s.exec(ctx, "savepoint", "SAVEPOINT reassign; SET LOCAL lock_timeout = '2s'"); err != nil {
 		return false, err
 	}
 	switch err := s.exec(ctx, "reassign owned", "REASSIGN OWNED BY "+ident(clone)+" TO "+ident(orig)); {
@@ -194,7 +194,9 @@ WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o' AND r.rolname = $
 		if some, err = owned(); err != nil || !some {
 			return err == nil, err
 		}
-	case fault.ClassOf(err) == fault.ClassPermission:
+	case fault.ClassOf(err) == fault.ClassPermission, fault.ClassOf(err) == fault.ClassConcurrency:
+		// Not allowed, or in use by a long transaction: the next rotation
+		// tries again.
 		if err := s.exec(ctx, "roll back", "ROLLBACK TO SAVEPOINT reassign"); err != nil {
 			return false, err
 		}
