@@ -207,7 +207,7 @@ func TestDecodeGolden(t *testing.T) {
 	}
 }
 
-// kinds is what each notice must come to, in a form that a reviewer can check
+// TestDecodeTypes says what each notice must come to, in a form that a reviewer can check
 // against the AWS documents without reading the golden file.
 func TestDecodeTypes(t *testing.T) {
 	all := notices(t)
