@@ -62,7 +62,7 @@ type Hook struct {
 	refused atomic.Pointer[secrets.Version] // what the server refused last
 
 	mu    sync.Mutex
-	conns map[string]int // open connections by version id
+	conns map[*tag]struct{} // of open connections
 }
 
 // A credential is a version as it was parsed.
@@ -81,7 +81,7 @@ func New(client *agent.Client, r ref.Ref, o *Options) (*Hook, error) {
 	if err := client.Watch(r); err != nil {
 		return nil, err
 	}
-	h := &Hook{client: client, secret: client.Secret(r), conns: map[string]int{}}
+	h := &Hook{client: client, secret: client.Secret(r), conns: map[*tag]struct{}{}}
 	if o != nil {
 		h.opts = *o
 	}
@@ -139,7 +139,7 @@ func (h *Hook) Configure(cfg *pgxpool.Config) {
 				return err
 			}
 		}
-		h.count(c, 1)
+		h.opened(tagOf(c))
 		return nil
 	}
 	cfg.PrepareConn = func(ctx context.Context, c *pgx.Conn) (bool, error) {
@@ -159,7 +159,7 @@ func (h *Hook) Configure(cfg *pgxpool.Config) {
 		return !h.due(c) && (afterRelease == nil || afterRelease(c))
 	}
 	cfg.BeforeClose = func(c *pgx.Conn) {
-		h.count(c, -1)
+		h.closed(tagOf(c))
 		if beforeClose != nil {
 			beforeClose(c)
 		}
@@ -268,34 +268,60 @@ func tagOf(c *pgx.Conn) *tag {
 	return g
 }
 
-// superseded reports whether c signed in with another version than the
-// current one.
-func (h *Hook) superseded(c *pgx.Conn) bool {
-	g, cur := tagOf(c), h.secret.Current()
+// superseded reports whether g's connection signed in with another version
+// than the current one.
+func (h *Hook) superseded(g *tag) bool {
+	cur := h.secret.Current()
 	return g != nil && cur != nil && g.version != cur
 }
 
 // due reports whether c is superseded and its moment has come.
 func (h *Hook) due(c *pgx.Conn) bool {
-	if !h.superseded(c) {
-		return false
-	}
-	g, now := tagOf(c), time.Now()
-	g.seen.CompareAndSwap(0, now.UnixNano())
-	wait := time.Duration(g.moment * float64(max(h.opts.DrainAfter, 0)))
-	return now.UnixNano()-g.seen.Load() >= int64(wait)
+	g := tagOf(c)
+	return h.superseded(g) && !h.moment(g).After(time.Now())
 }
 
-func (h *Hook) count(c *pgx.Conn, n int) {
-	g := tagOf(c)
+// moment is when a superseded connection is to close, counted from the first
+// call.
+func (h *Hook) moment(g *tag) time.Time {
+	g.seen.CompareAndSwap(0, time.Now().UnixNano())
+	wait := time.Duration(g.moment * float64(max(h.opts.DrainAfter, 0)))
+	return time.Unix(0, g.seen.Load()).Add(wait)
+}
+
+// next returns when the next superseded connection is to close, not before
+// from, and false if there is none. Those in use count too.
+func (h *Hook) next(from time.Time) (at time.Time, any bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for g := range h.conns {
+		if !h.superseded(g) {
+			continue
+		}
+		m := h.moment(g)
+		if m.Before(from) {
+			m = from
+		}
+		if !any || m.Before(at) {
+			at, any = m, true
+		}
+	}
+	return at, any
+}
+
+func (h *Hook) opened(g *tag) {
 	if g == nil {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.conns[g.version.ID] += n; h.conns[g.version.ID] <= 0 {
-		delete(h.conns, g.version.ID)
-	}
+	h.conns[g] = struct{}{}
+}
+
+func (h *Hook) closed(g *tag) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.conns, g)
 }
 
 // Conns returns the number of open connections by the version that they
@@ -303,9 +329,9 @@ func (h *Hook) count(c *pgx.Conn, n int) {
 func (h *Hook) Conns() map[string]int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := make(map[string]int, len(h.conns))
-	for id, n := range h.conns {
-		out[id] = n
+	out := map[string]int{}
+	for g := range h.conns {
+		out[g.version.ID]++
 	}
 	return out
 }

@@ -70,29 +70,37 @@ func (p *Pool) Close() {
 	p.Pool.Close()
 }
 
+// minSweep keeps sweeping rare: it takes hold of all idle connections for a
+// moment.
+const minSweep = 50 * time.Millisecond
+
 // sweep closes idle connections of superseded versions, each at its moment.
 func (p *Pool) sweep(ctx context.Context, changed <-chan struct{}) {
-	window := max(p.hook.opts.DrainAfter, 0)
-	step := min(max(window/20, 10*time.Millisecond), time.Second)
 	t := time.NewTimer(0)
 	defer t.Stop()
 	t.Stop()
-	var until time.Time
-	for {
+	for pause := minSweep; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
-			// The one step more finds what was in use at the last moment.
-			until = time.Now().Add(window + step)
+			pause = minSweep
 		case <-t.C:
+			// Acquiring runs PrepareConn, which drops what is due.
+			for _, c := range p.AcquireAllIdle(ctx) {
+				c.Release()
+			}
+			// What is left past its moment is in use, and goes when it is
+			// released; looking again is for what was being opened or
+			// released as its moment passed.
+			pause = min(2*pause, 5*time.Second)
 		}
-		// Acquiring runs PrepareConn, which drops what is due.
-		for _, c := range p.AcquireAllIdle(ctx) {
-			c.Release()
-		}
-		if time.Now().Before(until) {
-			t.Reset(step)
+		now := time.Now()
+		if at, more := p.hook.next(now); more {
+			if at.After(now) {
+				pause = minSweep
+			}
+			t.Reset(max(time.Until(at), pause))
 		}
 	}
 }
