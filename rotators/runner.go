@@ -127,10 +127,16 @@ func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error
 	phase, perr := ParsePhase(step)
 	if d.Has(token, secrets.Current) {
 		r.opts.Logger.InfoContext(ctx, "already current, nothing to do", "secret", id.String(), "token", token, "step", step)
-		if perr == nil && phase == Finish {
-			return r.announceFinish(ctx, id, token, d.Holder(secrets.Current).ID, holderID(d, secrets.Previous))
+		if perr != nil || phase != Finish {
+			return nil
 		}
-		return nil
+		// A service that opens rotations clears its own label.
+		if !d.Opened {
+			if err := r.cleanUp(ctx, id, d, token); err != nil {
+				return err
+			}
+		}
+		return r.announceFinish(ctx, id, token, d.Holder(secrets.Current).ID, holderID(d, secrets.Previous))
 	}
 	if d.Opened {
 		if !d.Known(token) {
@@ -146,7 +152,7 @@ func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error
 	if phase == Create {
 		r.announce(ctx, r.event(events.RotationStarted, id, token))
 	}
-	if err := r.phase(ctx, id, token, phase); err != nil {
+	if err := r.phase(ctx, id, d, token, phase); err != nil {
 		r.announceFailure(ctx, id, token, phase, err)
 		return err
 	}
@@ -175,15 +181,15 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 	}
 	if d.Has(token, secrets.Current) {
 		res.Version, res.Previous = d.Holder(secrets.Current).ID, holderID(d, secrets.Previous)
-		if d.Has(token, secrets.Pending) {
-			if err := r.store.Discard(ctx, id, token); err != nil {
-				return res, fmt.Errorf("clean up after rotation of %s: %w", id, err)
-			}
+		if err := r.cleanUp(ctx, id, d, token); err != nil {
+			return res, err
 		}
 		return res, r.announceFinish(ctx, id, token, res.Version, res.Previous)
 	}
 	pending, err := r.store.Get(ctx, id, secrets.Pending)
 	switch {
+	case err == nil && pending.Token == "":
+		return res, fault.Newf(fault.Conflict, "rotate", "pending version %s of %s was staged by no rotation; make it current or remove its stage, then rotate again", pending.ID, id)
 	case err == nil:
 		if pending.Token != token {
 			r.opts.Logger.InfoContext(ctx, "rolling an unfinished rotation forward", "secret", id.String(), "token", pending.Token)
@@ -196,7 +202,7 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 
 	r.announce(ctx, r.event(events.RotationStarted, id, token))
 	for _, p := range Phases() {
-		if err := r.phase(ctx, id, token, p); err != nil {
+		if err := r.phase(ctx, id, d, token, p); err != nil {
 			r.announceFailure(ctx, id, token, p, err)
 			return res, err
 		}
@@ -209,6 +215,17 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 		res.Version, res.Previous = h.ID, holderID(d, secrets.Previous)
 	}
 	return res, nil
+}
+
+// cleanUp removes the pending stage that a finished rotation left behind.
+func (r *Runner) cleanUp(ctx context.Context, id ref.Ref, d *secrets.Description, token string) error {
+	if !d.Has(token, secrets.Pending) {
+		return nil
+	}
+	if err := r.store.Discard(ctx, id, token); err != nil {
+		return fmt.Errorf("clean up after rotation of %s: %w", id, err)
+	}
+	return nil
 }
 
 // Retire revokes the superseded credential of a secret at its target. Nothing
@@ -226,16 +243,17 @@ func (r *Runner) Retire(ctx context.Context, id ref.Ref) error {
 	return r.retire(ctx, Change{Ref: id, Token: current.Token, Current: current.Value})
 }
 
-// phase runs one phase with its deadline, log line and observer. The caller
-// holds the secret's lock.
-func (r *Runner) phase(ctx context.Context, id ref.Ref, token string, p Phase) error {
+// phase runs one phase with its deadline, log line and observer. d is the
+// secret as it was when the rotation was decided on. The caller holds the
+// secret's lock.
+func (r *Runner) phase(ctx context.Context, id ref.Ref, d *secrets.Description, token string, p Phase) error {
 	start := time.Now()
 	err := r.checkBudget(ctx, p)
 	if err == nil {
 		pctx, cancel := context.WithTimeout(ctx, r.opts.PhaseTimeout)
 		switch p {
 		case Create:
-			err = r.create(pctx, id, token)
+			err = r.create(pctx, id, token, holderID(d, secrets.Current))
 		case Set:
 			err = r.withChange(pctx, id, token, r.rotator.Set)
 		case Test:
@@ -271,10 +289,18 @@ func (r *Runner) checkBudget(ctx context.Context, p Phase) error {
 	return nil
 }
 
-func (r *Runner) create(ctx context.Context, id ref.Ref, token string) error {
+// create makes and stores pending, if the version with the id seen is still
+// current: a rotation that ended meanwhile was the one wanted, and what it
+// superseded a moment ago is not to be retired yet.
+func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) error {
 	current, err := r.store.Get(ctx, id, secrets.Current)
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("read current: %w", err)
+	case finished(current, token):
+		return nil
+	case current.ID != seen:
+		return moved(id, "nothing was made")
 	}
 	pending, err := r.store.Get(ctx, id, secrets.Pending)
 	switch {
@@ -288,6 +314,9 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token string) error {
 		return fmt.Errorf("read pending: %w", err)
 	}
 	c := Change{Ref: id, Token: token, Current: current.Value}
+	if c.Previous, err = r.previous(ctx, id); err != nil {
+		return err
+	}
 	if !r.opts.KeepPrevious {
 		if err := r.retire(ctx, c); err != nil {
 			return fmt.Errorf("retire the superseded credential: %w", err)
@@ -298,19 +327,87 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token string) error {
 		return err
 	}
 	stored, err := r.store.PutPending(ctx, id, token, v)
-	if err != nil {
+	switch {
+	case fault.Is(err, fault.Conflict):
+		// Another rotation was faster; for any other error v may be stored.
+		return errors.Join(fmt.Errorf("store pending: %w", err), r.drop(ctx, c, v))
+	case err != nil:
 		return fmt.Errorf("store pending: %w", err)
+	case !stored.Value.Equal(v):
+		return r.drop(ctx, c, v) // a twin was faster, and what it stored is the truth
 	}
-	if !stored.Value.Equal(v) {
-		// A twin was faster. What it stored is the truth, and what we made is
-		// nobody's: an issued key would stay alive unseen.
-		if rt, ok := r.rotator.(Retirer); ok {
-			if err := rt.Retire(ctx, c, v); err != nil {
-				return fmt.Errorf("revoke the credential that lost the race: %w", err)
-			}
+	return r.checkCurrent(ctx, c, current.ID, v)
+}
+
+// checkCurrent takes back v, which was stored as pending, if current has moved
+// since it was read: v succeeds a version that is not current any more (of
+// two users that alternate it would be the one in use), and nothing could
+// ever set it.
+func (r *Runner) checkCurrent(ctx context.Context, c Change, readID string, v secrets.Value) error {
+	now, err := r.store.Get(ctx, c.Ref, secrets.Current)
+	if err != nil {
+		return fmt.Errorf("read current again: %w", err)
+	}
+	if now.ID == readID || finished(now, c.Token) {
+		return nil
+	}
+	err = moved(c.Ref, "pending was discarded")
+	if derr := r.store.Discard(ctx, c.Ref, c.Token); derr != nil {
+		return errors.Join(err, fmt.Errorf("discard pending: %w", derr))
+	}
+	return errors.Join(err, r.drop(ctx, c, v))
+}
+
+// finished reports whether a twin has ended the rotation named token.
+func finished(current *secrets.Version, token string) bool {
+	return token != "" && current.Token == token
+}
+
+func moved(id ref.Ref, what string) error {
+	return &fault.Error{
+		Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "create",
+		Msg: fmt.Sprintf("another rotation of %s ended meanwhile; %s, rotate again if it is still wanted", id, what),
+	}
+}
+
+// drop revokes v, which was made and is no version: an issued key would stay
+// alive unseen. It looks at the store once more, since a store's client that
+// repeated a call by itself may have been told of its own success as a
+// conflict.
+func (r *Runner) drop(ctx context.Context, c Change, v secrets.Value) error {
+	rt, ok := r.rotator.(Retirer)
+	if !ok {
+		return nil
+	}
+	for stage, held := range map[secrets.Stage]*secrets.Value{secrets.Current: &c.Current, secrets.Pending: &c.Pending} {
+		now, err := r.store.Get(ctx, c.Ref, stage)
+		if fault.Is(err, fault.NotFound) {
+			continue
 		}
+		if err != nil {
+			return fmt.Errorf("read %s to revoke a credential that is not stored: %w", stage, err)
+		}
+		if now.Value.Equal(v) {
+			return nil
+		}
+		*held = now.Value
+	}
+	if err := rt.Retire(ctx, c, v); err != nil {
+		return fmt.Errorf("revoke a credential that is not stored: %w", err)
 	}
 	return nil
+}
+
+// previous returns the previous value, zero if there is none.
+func (r *Runner) previous(ctx context.Context, id ref.Ref) (secrets.Value, error) {
+	v, err := r.store.Get(ctx, id, secrets.Previous)
+	if fault.Is(err, fault.NotFound) {
+		return secrets.Value{}, nil
+	}
+	if err != nil {
+		return secrets.Value{}, fmt.Errorf("read previous: %w", err)
+	}
+	return v.Value, nil
 }
 
 // retire revokes what c.Current superseded.
@@ -344,6 +441,9 @@ func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f fun
 	if err != nil {
 		return fmt.Errorf("read current: %w", err)
 	}
+	if finished(current, token) {
+		return nil
+	}
 	pending, err := r.store.Get(ctx, id, secrets.Pending)
 	if err != nil {
 		return fmt.Errorf("read pending: %w", err)
@@ -352,12 +452,8 @@ func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f fun
 		return fault.Newf(fault.Conflict, "rotate", "pending of %s belongs to rotation %s, not %s; let that one finish, or discard it", id, pending.Token, token)
 	}
 	c := Change{Ref: id, Token: token, Current: current.Value, Pending: pending.Value}
-	previous, err := r.store.Get(ctx, id, secrets.Previous)
-	switch {
-	case err == nil:
-		c.Previous = previous.Value
-	case !fault.Is(err, fault.NotFound):
-		return fmt.Errorf("read previous: %w", err)
+	if c.Previous, err = r.previous(ctx, id); err != nil {
+		return err
 	}
 	return f(ctx, c)
 }
