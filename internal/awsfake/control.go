@@ -258,3 +258,6 @@ func (s *Server) Wait() []Rotation {
 	defer s.mu.Unlock()
 	return slices.Clone(s.results)
 }
+
+// Token returns a fresh rotation token, as the service makes them.
+func Token() string { return uuid() }
