@@ -143,7 +143,7 @@ func testPromoteNothing(ctx context.Context, t *testing.T, b Backend, s secrets.
 	b.Begin(t, r, tok)
 	_, err = s.Promote(ctx, r, tok)
 	wantKind(t, "promote a rotation that was begun and stored nothing", err, fault.NotFound)
-	wantStages(ctx, t, s, r, stages{current: v0})
+	wantStages(ctx, t, s, r, stages{current: v0, begun: tok})
 }
 
 func testDiscard(ctx context.Context, t *testing.T, b Backend, s secrets.Store) {
@@ -222,7 +222,7 @@ func testBadInput(ctx context.Context, t *testing.T, b Backend, s secrets.Store)
 	}
 	_, err = s.Get(ctx, r, "latest")
 	wantKind(t, "get of a stage that does not exist", err, fault.Invalid, fault.NotFound)
-	wantStages(ctx, t, s, r, stages{current: v0})
+	wantStages(ctx, t, s, r, stages{current: v0, begun: tok})
 
 	elsewhere := ref.Ref{Provider: ref.Azure, Scope: "elsewhere", Name: "x"}
 	if r.Provider == ref.Azure {
@@ -268,7 +268,7 @@ func testValues(ctx context.Context, t *testing.T, b Backend, s secrets.Store) {
 		got, err := s.PutPending(ctx, r, tok, v)
 		if err != nil {
 			wantKind(t, "put pending of a long value", err, fault.Invalid)
-			wantStages(ctx, t, s, r, stages{current: v0})
+			wantStages(ctx, t, s, r, stages{current: v0, begun: tok})
 			return
 		}
 		wantVersion(t, "put pending of a long value", got, tok, v)
