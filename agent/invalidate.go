@@ -93,12 +93,11 @@ func (s *Secret) redeem(t *ticket, delay time.Duration, cause Cause) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+	// Who asks once the read has started wants a later one.
+	t.v, t.err = s.readAnew(ctx, cause, func() { s.ticket = nil })
 	s.mu.Lock()
-	s.ticket = nil // who asks from now on wants a later read
-	s.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		t.err = fault.New(fault.Unavailable, "agent: refresh "+s.ref.String(), err)
-		return
+	if s.ticket == t {
+		s.ticket = nil // ctx ended first
 	}
-	t.v, t.err = s.read(ctx, cause, true)
+	s.mu.Unlock()
 }

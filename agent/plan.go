@@ -328,7 +328,7 @@ func (s *Secret) work(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		_, _ = s.read(ctx, cause, true) // its outcome is in the plan
+		_, _ = s.readAnew(ctx, cause, nil) // its outcome is in the plan
 		<-s.c.slots
 	}
 }

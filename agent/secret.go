@@ -77,7 +77,7 @@ func (s *Secret) Get(ctx context.Context) (*secrets.Version, error) {
 // miss reads the store for a caller that has nothing.
 func (s *Secret) miss(ctx context.Context) (*secrets.Version, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, fault.New(fault.Unavailable, "agent: wait for "+s.ref.String(), err)
+		return nil, s.gaveUp(err)
 	}
 	s.mu.Lock()
 	if s.flight == nil && s.fail.err != nil && time.Since(s.fail.at) < missGap(s.fail.n) {
@@ -86,7 +86,7 @@ func (s *Secret) miss(ctx context.Context) (*secrets.Version, error) {
 		return nil, err
 	}
 	s.mu.Unlock()
-	return s.read(ctx, CauseMiss, false)
+	return s.read(ctx, CauseMiss)
 }
 
 // missGap is for how long the n-th failure in a row answers for the store, so
@@ -108,38 +108,56 @@ type flight struct {
 }
 
 // read returns the outcome of a read of the store, which goes on when ctx
-// ends. fresh asks for one that starts after the call; otherwise one that is
-// under way will do.
-func (s *Secret) read(ctx context.Context, cause Cause, fresh bool) (*secrets.Version, error) {
-	for {
+// ends. A read that is under way will do.
+func (s *Secret) read(ctx context.Context, cause Cause) (*secrets.Version, error) {
+	s.mu.Lock()
+	f := s.flight
+	if f == nil {
+		f = s.launch(ctx, cause)
+	}
+	return s.join(ctx, f)
+}
+
+// readAnew is read for who knows something that a read under way may have
+// missed. started, if not nil, is called with s.mu held just before the read
+// starts.
+func (s *Secret) readAnew(ctx context.Context, cause Cause, started func()) (*secrets.Version, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, s.gaveUp(err)
+	}
+	s.mu.Lock()
+	for s.flight != nil {
+		_, _ = s.join(ctx, s.flight) // not the one that is wanted
+		if err := ctx.Err(); err != nil {
+			return nil, s.gaveUp(err)
+		}
 		s.mu.Lock()
-		f := s.flight
-		own := f == nil
-		if own {
-			f = s.launch(ctx, cause)
-		}
-		f.waiters++
-		s.mu.Unlock()
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-		}
+	}
+	if started != nil {
+		started()
+	}
+	return s.join(ctx, s.launch(ctx, cause))
+}
+
+// join unlocks s.mu and waits for f or the end of ctx.
+func (s *Secret) join(ctx context.Context, f *flight) (*secrets.Version, error) {
+	f.waiters++
+	s.mu.Unlock()
+	defer func() {
 		s.mu.Lock()
 		f.waiters--
 		s.mu.Unlock()
-		if err := ctx.Err(); err != nil {
-			select {
-			case <-f.done:
-			default:
-				return nil, fault.New(fault.Unavailable, "agent: wait for "+s.ref.String(), err)
-			}
-		}
-		if own || !fresh {
-			return f.v, f.err
-		}
-		// The next one, whoever launches it, starts after our call.
-		fresh = false
+	}()
+	select {
+	case <-f.done:
+		return f.v, f.err
+	case <-ctx.Done():
+		return nil, s.gaveUp(ctx.Err())
 	}
+}
+
+func (s *Secret) gaveUp(err error) error {
+	return fault.New(fault.Unavailable, "agent: wait for "+s.ref.String(), err)
 }
 
 // launch starts a read. s.mu is held and there is no flight.
