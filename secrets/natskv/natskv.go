@@ -193,7 +193,11 @@ func (s *Store) key(op string, r ref.Ref) (string, error) {
 // rather than return a part of them.
 func (s *Store) List(ctx context.Context) ([]ref.Ref, error) {
 	op := "natskv: list bucket " + s.bucket
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slow := time.AfterFunc(s.timeout, cancel) // the watch lives as long as its context
 	w, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes(), jetstream.MetaOnly())
+	slow.Stop()
 	if err != nil {
 		return nil, classify(op, err)
 	}
