@@ -48,6 +48,11 @@ type Options struct {
 	// default the last good version is handed out for ever, since a
 	// credential that may be old serves better than none.
 	MaxStale time.Duration
+	// DropRevoked withdraws a version at once when an event says that it was
+	// revoked, even if the store cannot be read: then Current fails until the
+	// store returns another version. By default the revoked version stays in
+	// use until there is another, which a read without jitter looks for.
+	DropRevoked bool
 	// ReadTimeout bounds one read of the store: 30 s by default.
 	ReadTimeout time.Duration
 	// InvalidateBurst and InvalidateEvery limit the reads that Invalidate and

@@ -455,3 +455,45 @@ func TestSameIDOtherValue(t *testing.T) {
 		}
 	})
 }
+
+func TestDropRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s, b := mustRef(t, testRef), newSource(), newBus()
+		s.put(r, "one")
+		o := options(t, r)
+		o.DropRevoked = true
+		c := agent.New(s, b, o)
+		start(t, c)
+		settle()
+		tell := func(typ events.Type, version string) {
+			e := events.New(typ, r, time.Now(), version)
+			e.Data.Version, e.Data.Tenant = version, "acme"
+			b.publish(e)
+			settle()
+		}
+		tell(events.VersionRevoked, "v0")
+		if held(t, c, r) != "v1" {
+			t.Error("another version's revocation withdrew this one")
+		}
+		s.set(func(s *source) { s.err = fault.Newf(fault.Unavailable, "source", "away") })
+		tell(events.VersionRevoked, "v1")
+		if _, err := c.Current(t.Context(), r); !fault.Is(err, fault.Unavailable) || !c.Status(r).Withdrawn {
+			t.Errorf("store away: got %v", err)
+		}
+		s.set(func(s *source) { s.err = nil })
+		time.Sleep(time.Minute)
+		if _, err := c.Current(t.Context(), r); !fault.Is(err, fault.Denied) {
+			t.Errorf("store still has it: got %v", err)
+		}
+		tell(events.VersionEnabled, "v1")
+		time.Sleep(10 * time.Second)
+		if got := held(t, c, r); got != "v1" {
+			t.Errorf("enabled again: held %s", got)
+		}
+		id := s.put(r, "two")
+		tell(events.VersionRevoked, "v1")
+		if got := held(t, c, r); got != id {
+			t.Errorf("replaced: held %s", got)
+		}
+	})
+}

@@ -101,6 +101,10 @@ func (s *Secret) hint(e events.Event) {
 	now := time.Now()
 	s.mu.Lock()
 	p := &s.plan
+	known := p.seen[e.Type].same(occurrenceOf(&e)) // an old revocation may have been taken back
+	if !known {
+		s.drop(&e)
+	}
 	if !p.wants(&e, s.held) {
 		p.settle(&e, s.held)
 		s.mu.Unlock()

@@ -26,6 +26,7 @@ type Secret struct {
 
 	mu      sync.Mutex       // guards what follows
 	held    *secrets.Version // the last good one, even when cur is withdrawn
+	revoked string           // id of the version not to hand out again, or ""
 	adopted time.Time        // when held was taken over
 	readAt  time.Time        // start of the last good read
 	landed  time.Time        // end of the last read, good or bad
@@ -63,7 +64,7 @@ func newSecret(c *Client, r ref.Ref) *Secret {
 func (s *Secret) Ref() ref.Ref { return s.ref }
 
 // Current returns the current version by one atomic load: nil before the
-// first good read, and when Options.MaxStale has passed.
+// first good read, and while it is withdrawn by MaxStale or DropRevoked.
 func (s *Secret) Current() *secrets.Version { return s.cur.Load() }
 
 // Get is [Client.Current].
@@ -183,6 +184,9 @@ func (s *Secret) land(f *flight, v *secrets.Version, err error) {
 	}
 	var change *Change
 	s.mu.Lock()
+	if err == nil && v.ID == s.revoked && s.revoked != "" {
+		err = fault.Newf(fault.Denied, "read", "version %s was revoked and the store still returns it; rotate the secret", v.ID)
+	}
 	if err != nil {
 		err = readError(s.ref, err)
 		s.fail = failure{err: err, n: s.fail.n + 1, at: now}
@@ -242,10 +246,26 @@ func (s *Secret) adopt(now time.Time, f *flight, v *secrets.Version) *Change {
 			ch.Lag = max(now.Sub(p), 0)
 		}
 	}
-	s.held, s.adopted = v, now
+	s.held, s.adopted, s.revoked = v, now, ""
 	s.cur.Store(v)
 	s.tell(ch)
 	return &ch
+}
+
+// drop withdraws the version that e revokes, if that is asked for and it is
+// held. An event that enables it again takes that back; the next read hands
+// it out. s.mu is held.
+func (s *Secret) drop(e *events.Event) {
+	if !s.c.opts.DropRevoked || s.held == nil || e.Data.Version != s.held.ID {
+		return
+	}
+	switch e.Type {
+	case events.VersionRevoked:
+		s.revoked = s.held.ID
+		s.cur.Store(nil)
+	case events.VersionEnabled:
+		s.revoked = ""
+	}
 }
 
 // rearm starts the time after which the version is withdrawn. s.mu is held.

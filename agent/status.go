@@ -23,8 +23,9 @@ type Status struct {
 	// time since then: the store may have moved on for at most so long.
 	ReadAt time.Time
 	Age    time.Duration
-	// Withdrawn reports that Options.MaxStale has passed: Current reads the
-	// store, and fails if that does.
+	// Withdrawn reports that Options.MaxStale has passed, or that the version
+	// was revoked under Options.DropRevoked: Current reads the store, and
+	// fails if that does.
 	Withdrawn bool
 	// Failures counts failed reads since the last good one, the last at
 	// FailedAt with Kind and Class.

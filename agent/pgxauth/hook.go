@@ -3,7 +3,8 @@
 // ones are replaced one by one, and nothing is restarted.
 //
 // The value is the JSON that AWS defines for database secrets, with username
-// and password, host, port and dbname.
+// and password, host, port and dbname; or the one with username and password
+// only that RDS makes, for which the pool's configuration has the address.
 package pgxauth
 
 import (
@@ -36,8 +37,8 @@ type Options struct {
 	// DrainAfter is the window in which the connections of a superseded
 	// version are closed, each at its own random moment, so that a pool is
 	// not emptied at once and a fleet does not reconnect at once: 5 s by
-	// default, no wait if negative. A connection in use is never closed; it
-	// goes when it is released.
+	// default, no wait if negative or if the version was revoked. A
+	// connection in use is never closed; it goes when it is released.
 	DrainAfter time.Duration
 	// RetryFor bounds how long a [Pool] waits for a newer version when the
 	// server refuses the current one: 2 s by default, never if negative. It
@@ -105,7 +106,11 @@ func (h *Hook) current(ctx context.Context) (*credential, error) {
 	c := h.cred.Load()
 	if c == nil || c.version != v {
 		c = &credential{version: v}
-		c.db, c.err = dbsecret.Parse(v.Value)
+		if user, password, ok := dbsecret.Managed(v.Value); ok {
+			c.db = &dbsecret.Secret{Username: user, Password: password}
+		} else {
+			c.db, c.err = dbsecret.Parse(v.Value)
+		}
 		h.cred.Store(c)
 	}
 	return c, c.err
@@ -174,7 +179,7 @@ func (h *Hook) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error {
 		return err
 	}
 	db := cred.db
-	if !h.opts.KeepAddress {
+	if !h.opts.KeepAddress && db.Host != "" {
 		move(cc, db)
 	}
 	if db.SSL == dbsecret.SSLRequire {
@@ -307,6 +312,17 @@ func (h *Hook) next(from time.Time) (at time.Time, any bool) {
 		}
 	}
 	return at, any
+}
+
+// rush makes the moment of every connection of v come: it was revoked.
+func (h *Hook) rush(v *secrets.Version) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for g := range h.conns {
+		if g.version == v {
+			g.seen.Store(1)
+		}
+	}
 }
 
 func (h *Hook) opened(g *tag) {

@@ -431,6 +431,29 @@ func TestHooksAreChained(t *testing.T) {
 	}
 }
 
+// The pool's own address serves for a secret without one, and where it is
+// asked for.
+func TestKeepAddress(t *testing.T) {
+	w := newWorld(t)
+	cfg, err := pgxpool.ParseConfig(w.pg.DSN("nobody", "wrong", "postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pool(w.hook(&pgxauth.Options{KeepAddress: true}), cfg).Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	pw := rand.Text()
+	w.secret = append(w.secret, pw)
+	w.sql("ALTER ROLE app PASSWORD '" + pw + "'")
+	w.promote(secrets.NewString(fmt.Sprintf(`{"username":"app","password":%q}`, pw)))
+	if _, err := w.client.Refresh(t.Context(), w.ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pool(w.hook(nil), cfg).Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBadSecrets(t *testing.T) {
 	w := newWorld(t)
 	plain, err := pgxpool.ParseConfig("postgres://localhost/postgres?sslmode=disable")

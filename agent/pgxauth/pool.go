@@ -3,6 +3,7 @@ package pgxauth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/keyturn/keyturn/agent"
+	"github.com/keyturn/keyturn/events"
 )
 
 // A Pool is a pgxpool that follows a secret. Whatever needs a new connection
@@ -48,7 +50,10 @@ func (h *Hook) NewPool(ctx context.Context, cfg *pgxpool.Config) (*Pool, error) 
 	run, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	sweep := make(chan struct{}, 1)
-	p.unregister = h.client.OnChange(h.secret.Ref(), func(context.Context, agent.Change) {
+	p.unregister = h.client.OnChange(h.secret.Ref(), func(_ context.Context, ch agent.Change) {
+		if ch.Event != nil && ch.Event.Type == events.VersionRevoked {
+			h.rush(ch.Old)
+		}
 		p.mu.Lock()
 		close(p.moved)
 		p.moved = make(chan struct{})
@@ -69,6 +74,9 @@ func (p *Pool) Close() {
 	p.done.Wait()
 	p.Pool.Close()
 }
+
+// Format shows the ref only; a pool's configuration holds a password.
+func (p *Pool) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "pool for %s", p.hook.secret.Ref()) }
 
 // minSweep keeps sweeping rare: it takes hold of all idle connections for a
 // moment.
