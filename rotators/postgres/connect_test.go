@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -221,8 +222,9 @@ func TestWeakAuth(t *testing.T) {
 	}
 }
 
-// TestC30NoLeak fails in every way that reaches a server, and searches the
-// errors and all that the server wrote; TestC16Crash does so for lost calls.
+// TestC30NoLeak rotates, and fails in every way that reaches a server, and
+// searches what we print and all that the server wrote, which logs every
+// statement.
 func TestC30NoLeak(t *testing.T) {
 	f := newFixture(t, "app", "x")
 	var rec leaktest.Recorder
@@ -243,6 +245,28 @@ func TestC30NoLeak(t *testing.T) {
 		r := postgres.NewSingle(options())
 		rec.Record(r, c, r.Set(t.Context(), c), r.Test(t.Context(), c))
 	}
+	canaries := []string{canary}
+	f.secret.Password = secrets.NewString(canary)
+	for _, rotator := range []func(*postgres.Options) rotators.Rotator{postgres.NewSingle, f.alternating} {
+		o := options()
+		o.Logger = rec.Logger()
+		r := rotator(o)
+		c := f.pending(r)
+		p := *parse(t, c.Pending)
+		next := leaktest.Canary()
+		canaries = append(canaries, next)
+		p.Password = secrets.NewString(next)
+		c.Pending = f.value(p)
+		must(t, r.Set(t.Context(), c))
+		must(t, r.Test(t.Context(), c))
+		rec.Record(r, c)
+		if p.Username == f.user {
+			f.secret.Password = p.Password
+		}
+		if want := "ALTER ROLE " + quote(p.Username); !strings.Contains(serverLog.String(), want) {
+			t.Errorf("the server's log has no %q, so it shows nothing", want)
+		}
+	}
 	_, _ = rec.Write([]byte(serverLog.String()))
-	rec.Check(t, canary)
+	rec.Check(t, canaries...)
 }

@@ -64,6 +64,9 @@ func run(m *testing.M) int {
 		}
 	}
 	code := m.Run()
+	if root != nil {
+		_ = root.Close(context.Background())
+	}
 	if server != nil {
 		if err := server.Stop(); err != nil {
 			fmt.Println(err)
@@ -95,15 +98,46 @@ func roots() *x509.CertPool {
 
 func options() *postgres.Options { return &postgres.Options{RootCAs: roots()} }
 
+// root is one session of the superuser in the database postgres, whose
+// statements are not logged: some hold passwords.
+var (
+	rootMu sync.Mutex
+	root   *pgconn.PgConn
+)
+
 // admin runs sql as the superuser in db and returns the first column of the
 // first row.
 func admin(t testing.TB, db, sql string) string {
 	t.Helper()
+	if db == "postgres" {
+		out, err := asRoot(sql)
+		if err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+		return out
+	}
 	out, err := query(server.DSN(server.SuperUser, server.SuperPassword, db), sql)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 	return out
+}
+
+func asRoot(sql string) (string, error) {
+	rootMu.Lock()
+	defer rootMu.Unlock()
+	if root == nil {
+		c, err := pgconn.Connect(context.Background(), server.DSN(server.SuperUser, server.SuperPassword, "postgres"))
+		if err != nil {
+			return "", err
+		}
+		// A message of its own: it is logged before it counts.
+		if err := c.Exec(context.Background(), "SET log_statement = none; SET log_min_error_statement = panic; SET password_encryption = 'scram-sha-256'").Close(); err != nil {
+			return "", err
+		}
+		root = c
+	}
+	return first(root, sql)
 }
 
 func query(dsn, sql string) (string, error) {
@@ -113,7 +147,11 @@ func query(dsn, sql string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = c.Close(ctx) }()
-	res, err := c.Exec(ctx, sql).ReadAll()
+	return first(c, sql)
+}
+
+func first(c *pgconn.PgConn, sql string) (string, error) {
+	res, err := c.Exec(context.Background(), sql).ReadAll()
 	for _, r := range res {
 		if len(r.Rows) > 0 {
 			return string(r.Rows[0][0]), err
@@ -169,24 +207,16 @@ func newUser(t testing.TB, prefix, password string) *fixture {
 	f.masterSecret = dbsecret.Secret{
 		Engine: "postgres", Host: server.Host, Port: server.Port, Username: f.master, Password: secrets.NewString("masterpw"),
 	}
-	admin(t, "postgres", "CREATE ROLE "+quote(f.master)+" LOGIN CREATEROLE PASSWORD 'masterpw'")
 	// The master makes the user, as it does on RDS.
-	if _, err := query(server.DSN(f.master, "masterpw", "postgres"), "CREATE ROLE "+quote(f.user)+" LOGIN"); err != nil {
-		t.Fatal(err)
-	}
+	admin(t, "postgres", "CREATE ROLE "+quote(f.master)+" LOGIN CREATEROLE PASSWORD 'masterpw'; SET ROLE "+quote(f.master)+"; CREATE ROLE "+quote(f.user)+" LOGIN; RESET ROLE")
 	f.setPassword(f.user, password)
 	return f
 }
 
-// setPassword sets a password without the rotator, and without writing it
-// into the server's log.
+// setPassword sets a password without the rotator.
 func (f *fixture) setPassword(user, password string) {
 	f.t.Helper()
-	do, err := connectRaw(f.t, server.DSN(server.SuperUser, server.SuperPassword, "postgres"))
-	must(f.t, err)
-	// In messages of their own: the first is logged before it counts.
-	must(f.t, do("SET log_statement = none; SET log_min_error_statement = panic; SET password_encryption = 'scram-sha-256'"))
-	must(f.t, do("ALTER ROLE "+quote(user)+" PASSWORD "+literal(password)))
+	admin(f.t, "postgres", "ALTER ROLE "+quote(user)+" PASSWORD "+literal(password))
 }
 
 func (f *fixture) value(s dbsecret.Secret) secrets.Value {

@@ -6,9 +6,7 @@ import (
 	"testing"
 
 	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/internal/crashtest"
 	"github.com/keyturn/keyturn/internal/dbsecret"
-	"github.com/keyturn/keyturn/internal/leaktest"
 	"github.com/keyturn/keyturn/rotators"
 	"github.com/keyturn/keyturn/rotators/postgres"
 	"github.com/keyturn/keyturn/secrets"
@@ -190,58 +188,6 @@ func TestC32Twins(t *testing.T) {
 				t.Errorf("%d changes; expected 1", n)
 			}
 			must(t, rotator(f).Test(t.Context(), c))
-		})
-	}
-}
-
-// TestC16Crash loses every outward call, before and after its effect.
-func TestC16Crash(t *testing.T) {
-	for name, rotator := range map[string]func(*fixture, *postgres.Options) rotators.Rotator{
-		"single":      func(_ *fixture, o *postgres.Options) rotators.Rotator { return postgres.NewSingle(o) },
-		"alternating": func(f *fixture, o *postgres.Options) rotators.Rotator { return f.alternating(o) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			needServer(t)
-			var rec leaktest.Recorder
-			var canaries []string
-			points := crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
-				first, second := leaktest.Canary(), leaktest.Canary()
-				canaries = append(canaries, first, second)
-				f := newUser(t, "app", first)
-				o := options()
-				o.Hook, o.Logger = in.Call, rec.Logger()
-				r := rotator(f, o)
-				c := f.pending(r)
-				p := *parse(t, c.Pending)
-				p.Password = secrets.NewString(second)
-				c.Pending = f.value(p)
-				err := r.Set(t.Context(), c)
-				if err == nil {
-					err = r.Test(t.Context(), c)
-				}
-				rec.Record(r, c, err)
-				if fired := in.Fired(); (fired != "") != (err != nil) {
-					t.Fatalf("failed call %q, error %v; expected both or neither", fired, err)
-				}
-				if name == "alternating" && !f.signsIn(c.Current) {
-					t.Fatal("current does not sign in after the crash")
-				}
-				if name == "single" && f.signsIn(c.Current) == f.signsIn(c.Pending) {
-					t.Fatal("not exactly one of current and pending signs in after the crash")
-				}
-				in.Restart()
-				must(t, r.Set(t.Context(), c))
-				must(t, r.Test(t.Context(), c))
-				if !f.signsIn(c.Pending) {
-					t.Fatal("pending does not sign in after the retry")
-				}
-			})
-			if points < 20 {
-				t.Errorf("%d points; expected 20 or more", points)
-			}
-			// C30: in no error or log line of ours, and none of the server's.
-			_, _ = rec.Write([]byte(serverLog.String()))
-			rec.Check(t, canaries...)
 		})
 	}
 }
