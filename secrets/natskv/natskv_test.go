@@ -3,6 +3,7 @@ package natskv
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -288,7 +289,7 @@ func (k *lossyKV) Update(ctx context.Context, key string, v []byte, rev uint64) 
 	return 0, nats.ErrTimeout
 }
 
-// TestEverySecretOfABusyStore: writers of one secret under contention all get
+// TestListAndContention: writers of one secret under contention all get
 // through, and List tells each secret once meanwhile.
 func TestListAndContention(t *testing.T) {
 	b := newBackend(t)
@@ -343,5 +344,85 @@ func TestListAndContention(t *testing.T) {
 	long := ref.Ref{Provider: ref.NATS, Scope: b.bucket, Name: string(make([]byte, maxKey))}
 	if _, err := b.seeds.CreateSecret(t.Context(), long, secrets.NewString("x")); !fault.Is(err, fault.Invalid) {
 		t.Errorf("create with a name that is too long: %v, expected invalid", err)
+	}
+}
+
+// TestOtherWriters: a write that somebody else's came before is begun again,
+// but not for ever.
+func TestOtherWriters(t *testing.T) {
+	b := newBackend(t)
+	v0, v1 := secrets.NewString("v0"), secrets.NewString("v1")
+	r := b.Create(t, v0)
+	s := b.open(t, b.keys, nil)
+	busy := &busyKV{keyValue: s.kv, left: 3}
+	s.kv = busy
+	if _, err := s.PutPending(t.Context(), r, "rotation-1", v1); err != nil {
+		t.Errorf("put pending: %v", err)
+	}
+	busy.left = 3
+	if _, err := s.Promote(t.Context(), r, "rotation-1"); err != nil {
+		t.Errorf("promote: %v", err)
+	}
+	wantValue(t, b.seeds, r, secrets.Current, v1)
+	busy.left = 1 << 30
+	_, err := s.PutPending(t.Context(), r, "rotation-2", v0)
+	if !fault.Is(err, fault.Conflict) || fault.ClassOf(err) != fault.ClassConcurrency {
+		t.Errorf("put pending that never gets through: %v of kind %s, expected a conflict", err, fault.KindOf(err))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	busy.before = cancel
+	if _, err := s.PutPending(ctx, r, "rotation-2", v0); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("put pending whose context ends meanwhile: %v of kind %s, expected unavailable", err, fault.KindOf(err))
+	}
+	wantValue(t, b.seeds, r, secrets.Previous, v0)
+}
+
+// busyKV writes the entry as it is before each of the next updates.
+type busyKV struct {
+	keyValue
+	left   int
+	before func()
+}
+
+func (k *busyKV) Update(ctx context.Context, key string, v []byte, rev uint64) (uint64, error) {
+	if k.left > 0 {
+		k.left--
+		e, err := k.Get(ctx, key)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := k.keyValue.Update(ctx, key, e.Value(), e.Revision()); err != nil {
+			return 0, err
+		}
+	}
+	if k.before != nil {
+		k.before()
+	}
+	return k.keyValue.Update(ctx, key, v, rev)
+}
+
+// TestLimits: three values of the longest length fit into one entry, with the
+// longest tokens in their longest spelling.
+func TestLimits(t *testing.T) {
+	b := newBackend(t)
+	s, v := b.seeds, secrets.NewValue(make([]byte, MaxValue))
+	r := b.Create(t, v)
+	token := func(c string) string { return c + strings.Repeat("\x01", maxToken-1) }
+	putRotation(t, s, r, token("a"), token("b"), v, v)
+	if _, err := s.Promote(t.Context(), r, token("b")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutPending(t.Context(), r, token("c"), v); err != nil {
+		t.Fatal(err)
+	}
+	wantValue(t, s, r, secrets.Previous, v)
+	long := secrets.NewValue(make([]byte, MaxValue+1))
+	if _, err := s.PutPending(t.Context(), r, "d", long); !fault.Is(err, fault.Invalid) {
+		t.Errorf("put a value that is too long: %v, expected invalid", err)
+	}
+	for _, tok := range []string{token("dd"), "\xff"} {
+		if _, err := s.PutPending(t.Context(), r, tok, v); !fault.Is(err, fault.Invalid) {
+			t.Errorf("put pending under a bad token: %v, expected invalid", err)
+		}
 	}
 }
