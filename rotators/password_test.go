@@ -24,7 +24,7 @@ func TestPasswordMeetsPolicy(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := rotators.PasswordPolicy{
 			Length:  rapid.IntRange(0, 200).Draw(t, "length"),
-			Exclude: rapid.StringOf(rapid.RuneFrom([]rune(lower + upper + digits + punctuation + "é"))).Draw(t, "exclude"),
+			Exclude: rapid.StringOf(rapid.RuneFrom([]rune(lower+upper+digits+punctuation+"é"))).Draw(t, "exclude"),
 
 			ExcludeNumbers: rapid.Bool().Draw(t, "no numbers"), ExcludePunctuation: rapid.Bool().Draw(t, "no punctuation"),
 			ExcludeUpper: rapid.Bool().Draw(t, "no upper"), ExcludeLower: rapid.Bool().Draw(t, "no lower"),
@@ -91,8 +91,8 @@ func TestPasswordPolicyErrors(t *testing.T) {
 }
 
 // TestPasswordUniform counts characters: each is drawn as often as the others
-// within six standard deviations, which chance exceeds once in about ten
-// million runs, and no two passwords are alike.
+// within six standard deviations, which chance exceeds once in millions of
+// runs, and no two passwords are alike.
 func TestPasswordUniform(t *testing.T) {
 	p := rotators.PasswordPolicy{AllowMissingType: true}
 	const rounds, length = 3000, 32

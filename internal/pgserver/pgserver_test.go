@@ -197,3 +197,24 @@ func TestHalfMade(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
+
+// TestClosedParent is a directory that the server's user cannot reach: the
+// operator's own directories are not opened up, but named.
+func TestClosedParent(t *testing.T) {
+	if os.Geteuid() != 0 || pgserver.FindBinaries() == "" {
+		t.Skip("needs root, since otherwise the server runs as ourselves, and PostgreSQL")
+	}
+	dir := t.TempDir()
+	closed := filepath.Join(dir, "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", filepath.Join(dir, "elsewhere"))
+	_, err := pgserver.Start(t.Context(), pgserver.Options{Dir: filepath.Join(closed, "pg"), NoSync: true})
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "chmod o+x "+closed) {
+		t.Errorf("got %v; expected Invalid with the command that opens %s", err, closed)
+	}
+	if fi, err := os.Stat(closed); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("the directory's mode was changed: %v, %v", fi.Mode(), err)
+	}
+}

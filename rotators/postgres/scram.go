@@ -35,9 +35,9 @@ func newVerifier(password secrets.Value) (string, error) {
 
 // verifier follows RFC 5802 section 3.
 func verifier(password secrets.Value, salt []byte, iterations int) (string, error) {
-	clear1 := password.Reveal()
-	defer clear(clear1)
-	salted, err := pbkdf2.Key(sha256.New, saslprep(string(clear1)), salt, iterations, sha256.Size)
+	plain := password.Reveal()
+	defer clear(plain)
+	salted, err := pbkdf2.Key(sha256.New, saslprep(string(plain)), salt, iterations, sha256.Size)
 	if err != nil {
 		return "", fault.Newf(fault.Invalid, "scram-sha-256", "the key derivation refuses its parameters")
 	}
