@@ -60,7 +60,8 @@ func (s *Server) ForgetCalls() {
 
 // FailNext fails the next requests of op with these codes, one each, without
 // effect: AccessDeniedException, DecryptionFailure, ThrottlingException,
-// InternalServiceError and so on. A client that retries uses several up.
+// InternalServiceError and so on. An empty code lets a request pass. A client
+// that retries uses several up.
 func (s *Server) FailNext(op string, codes ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,6 +75,9 @@ func (s *Server) injected(op string) error {
 		return nil
 	}
 	s.faults[op] = codes[1:]
+	if codes[0] == "" {
+		return nil
+	}
 	return fail(codes[0], "awsfake was told to fail %s", op)
 }
 

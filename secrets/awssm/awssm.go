@@ -205,9 +205,10 @@ func verify(op string, r ref.Ref, arn, name *string) error {
 		r, aws.ToString(arn), r.ScopePart(0))
 }
 
-// quiet keeps values out of the SDK's own log, however the client is set.
+// quiet keeps values out of the SDK's own log, however the client is set. A
+// retry is logged with the service's text, which may repeat what was sent.
 func quiet(o *secretsmanager.Options) {
-	o.ClientLogMode &^= aws.LogRequestWithBody | aws.LogResponseWithBody
+	o.ClientLogMode &^= aws.LogRequestWithBody | aws.LogResponseWithBody | aws.LogRetries
 }
 
 // Get implements [secrets.Reader]. It always asks by label. Errors: NotFound,

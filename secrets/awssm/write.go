@@ -66,6 +66,11 @@ func (s *Store) PutPending(ctx context.Context, r secrets.Ref, token string, v s
 		}
 		switch pending := st.pending(); {
 		case st.has(token, labelCurrent), st.has(token, labelPrevious):
+			if stored != nil {
+				// A twin went on with what we stored. A Conflict would say
+				// that the credential is nobody's.
+				return stored, nil
+			}
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s was promoted already; start a new one", token, r)
 		case pending == token:
 			if stored != nil {
