@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
+	"github.com/keyturn/keyturn/rotators"
+)
+
+// rotateCmd rotates one secret in this process. A running serve or dev may
+// rotate the same one: the store's compare-and-swap and the rotators'
+// idempotence make both end with one result.
+type rotateCmd struct {
+	Ref     string        `arg:"" help:"The secret, such as nats://keyturn/acme/llm-key."`
+	Token   string        `help:"Rotation token. The same one twice rotates once; made up by default."`
+	Timeout time.Duration `help:"Longest time for all four phases." default:"2m"`
+}
+
+func (c *rotateCmd) Run(e *env) error {
+	r, err := ref.Parse(c.Ref)
+	if err != nil {
+		return err
+	}
+	cfg, err := loadConfig(e.config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := withTimeout(e.ctx, c.Timeout)
+	defer cancel()
+	p, err := openPipeline(ctx, cfg, e.log, func(pr rotators.Progress) {
+		state := "done"
+		if pr.Err != nil {
+			state = "failed: " + failureText(pr.Err)
+		}
+		_, _ = fmt.Fprintf(e.stdout, "%-7s %-8s %s\n", pr.Phase, short(pr.Took), state)
+	})
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	res, err := p.rotate(ctx, r, c.Token)
+	if err != nil {
+		return fmt.Errorf("%w\nThe credential in use still works or is rolled forward by the next rotation; repeat with --token %s to finish this one", err, res.Token)
+	}
+	how := "rotated"
+	if res.Resumed {
+		how = "finished the unfinished rotation of"
+	}
+	_, _ = fmt.Fprintf(e.stdout, "%s %s: version %s is current, %s is previous (token %s)\n", how, r, res.Version, orDash(res.Previous), res.Token)
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// failureText is an error with what kind it is.
+func failureText(err error) string {
+	s := fault.KindOf(err).String()
+	if c := fault.ClassOf(err); c != "" {
+		s += "/" + string(c)
+	}
+	return s
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/events"
+	"github.com/keyturn/keyturn/events/natsbus"
+	"github.com/keyturn/keyturn/ref"
+)
+
+// watchCmd prints events: first the last one of each kind for each secret,
+// then what happens.
+type watchCmd struct {
+	Ref    []string `arg:"" optional:"" help:"Secrets to watch; all by default."`
+	Tenant string   `help:"Tenant to watch; all by default."`
+	JSON   bool     `help:"One JSON object a line."`
+	Live   bool     `help:"Leave out what happened before."`
+}
+
+func (c *watchCmd) Run(e *env) error {
+	cfg, err := loadConfig(e.config)
+	if err != nil {
+		return err
+	}
+	f := events.Filter{Tenant: c.Tenant}
+	for _, s := range c.Ref {
+		r, err := ref.Parse(s)
+		if err != nil {
+			return err
+		}
+		f.Refs = append(f.Refs, r)
+	}
+	nc, err := connect(cfg.NATS, "keyturn watch", e.log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	start := time.Now()
+	enc := json.NewEncoder(e.stdout)
+	enc.SetEscapeHTML(false)
+	show := func(_ context.Context, ev events.Event) {
+		if c.Live && ev.Data.Published.Before(start) {
+			return
+		}
+		if c.JSON {
+			_ = enc.Encode(outEvent(ev))
+			return
+		}
+		_, _ = fmt.Fprintln(e.stdout, humanEvent(ev))
+	}
+	return natsbus.NewSubscriber(nc, &natsbus.Options{Logger: e.log}).Subscribe(e.ctx, f, show, nil)
+}
+
+// humanEvent is one event on one line.
+func humanEvent(e events.Event) string {
+	noun, verb := e.Type.Parts()
+	s := fmt.Sprintf("%s  %-20s %s", e.Data.Published.Local().Format("15:04:05.000"), noun+"."+verb, e.Data.Ref)
+	if e.Data.Version != "" {
+		s += "  version " + shortID(e.Data.Version)
+	}
+	if e.Data.PreviousVersion != "" {
+		s += " after " + shortID(e.Data.PreviousVersion)
+	}
+	if e.Data.Reason != "" {
+		s += "  " + e.Data.Reason
+	}
+	return s + "  tenant " + e.Data.Tenant + ", from " + e.Data.Cause
+}
