@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"hash/fnv"
 	"math/rand/v2"
 	"slices"
@@ -18,8 +17,8 @@ const (
 	minGap = 20 * time.Millisecond
 	// maxHints bounds what is kept of a burst; one is enough for the read.
 	maxHints = 32
-	// lagTries is how often a store that still returns the old version is
-	// asked again after an event: after 100, 300, 900 and 2700 ms.
+	// lagTries is how often a store that still returns the old version after
+	// an event, or again, is asked again: after 100, 300, 900 and 2700 ms.
 	lagTries = 4
 	// A read that failed is tried again after these.
 	minRetry = 500 * time.Millisecond
@@ -175,8 +174,7 @@ func (p *plan) settle(e *events.Event, v *secrets.Version) {
 	}
 }
 
-// announces reports whether e says that a plain reader may now get version
-// id, or some version where it names none.
+// announces reports whether e says that a plain reader may now get version id.
 func announces(e *events.Event, id string) bool {
 	return e.Type == events.VersionActivated && e.Data.Version == id
 }
@@ -284,88 +282,4 @@ func lagDelay(tries int) time.Duration {
 // spread returns d, more or less up to the given part of it.
 func spread(d time.Duration, part float64) time.Duration {
 	return d + time.Duration((2*rand.Float64()-1)*part*float64(d)) //nolint:gosec // not a secret
-}
-
-// next returns when to read, and why. s.mu is held.
-func (p *plan) next() (time.Time, Cause) {
-	if p.due.IsZero() || !p.pollAt.IsZero() && p.pollAt.Before(p.due) {
-		return p.pollAt, CausePoll
-	}
-	return p.due, p.cause
-}
-
-// work reads when the plan says so, until ctx is done.
-func (s *Secret) work(ctx context.Context) {
-	s.mu.Lock()
-	s.plan.poll = s.c.opts.Poll
-	if s.held == nil {
-		s.plan.want(time.Now(), CauseStart)
-	} else {
-		// Read before the subscription stood; its replay tells what came
-		// between.
-		s.plan.landed(time.Now())
-	}
-	s.mu.Unlock()
-	t := time.NewTimer(0)
-	defer t.Stop()
-	for {
-		s.mu.Lock()
-		at, cause := s.plan.next()
-		s.mu.Unlock()
-		var alarm <-chan time.Time
-		if !at.IsZero() {
-			t.Reset(time.Until(at))
-			alarm = t.C
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.wake:
-			continue
-		case <-alarm:
-		}
-		if !s.stillDue(cause) {
-			continue
-		}
-		select {
-		case s.c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		_, _ = s.readAnew(ctx, cause, nil) // its outcome is in the plan
-		<-s.c.slots
-	}
-}
-
-// stillDue drops hints that another read has answered since they came, and
-// reports whether the read is still called for.
-func (s *Secret) stillDue(cause Cause) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := &s.plan
-	had := len(p.hints)
-	p.hints = slices.DeleteFunc(p.hints, func(e events.Event) bool {
-		if p.wants(&e, s.held) {
-			return false
-		}
-		p.settle(&e, s.held)
-		return true
-	})
-	at, _ := p.next()
-	if at.IsZero() || time.Now().Before(at) {
-		return false
-	}
-	if cause == CauseEvent && had > 0 && len(p.hints) == 0 {
-		p.due = time.Time{}
-		return false
-	}
-	return true
-}
-
-// poke makes the worker look at the plan.
-func (s *Secret) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
 }

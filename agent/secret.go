@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ type Secret struct {
 	mu      sync.Mutex       // guards what follows
 	held    *secrets.Version // the last good one, even when cur is withdrawn
 	revoked string           // id of the version not to hand out again, or ""
+	past    []string         // ids of the versions before, the newest last
+	back    int              // reads in a row that went back to one of them
 	adopted time.Time        // when held was taken over
 	readAt  time.Time        // start of the last good read
 	landed  time.Time        // end of the last read, good or bad
@@ -39,6 +42,9 @@ type Secret struct {
 	plan    plan
 	regs    []*registration
 }
+
+// maxPast is how many versions before the held one are remembered.
+const maxPast = 4
 
 // A failure is what went wrong since the last good read.
 type failure struct {
@@ -183,6 +189,7 @@ func (s *Secret) land(f *flight, v *secrets.Version, err error) {
 		err = fault.Newf(fault.Unknown, "read", "the store returned neither a version nor an error")
 	}
 	var change *Change
+	lagging := false
 	s.mu.Lock()
 	if err == nil && v.ID == s.revoked && s.revoked != "" {
 		err = fault.Newf(fault.Denied, "read", "version %s was revoked and the store still returns it; rotate the secret", v.ID)
@@ -193,11 +200,16 @@ func (s *Secret) land(f *flight, v *secrets.Version, err error) {
 		s.plan.failed(now, f, fault.KindOf(err), s.fail.n)
 	} else {
 		s.fail = failure{}
-		s.readAt = f.start
-		lagging := s.plan.read(now, f, v, s.held)
-		change = s.adopt(now, f, v)
-		if lagging {
-			s.c.log.LogAttrs(context.Background(), levelDebug, "the store does not return the announced version yet", s.attr())
+		if s.goesBack(f, v) {
+			s.plan.keep(f.hints)
+			s.plan.want(now.Add(lagDelay(s.back)), CauseRetry)
+			s.back++
+			lagging = true
+		} else {
+			s.readAt = f.start
+			lagging = s.plan.read(now, f, v, s.held)
+			change = s.adopt(now, f, v)
+			s.back = 0
 		}
 	}
 	s.landed = now
@@ -214,6 +226,9 @@ func (s *Secret) land(f *flight, v *secrets.Version, err error) {
 	s.poke()
 
 	s.c.logRead(s, said, state, err)
+	if lagging {
+		s.c.log.LogAttrs(context.Background(), levelDebug, "the store seems to lag; it is read again", s.attr())
+	}
 	o := Observation{Op: OpRead, Ref: s.ref, Cause: f.cause, Duration: now.Sub(f.start)}
 	if err != nil {
 		o.Failed, o.Kind = true, state.kind
@@ -240,6 +255,10 @@ func (s *Secret) adopt(now time.Time, f *flight, v *secrets.Version) *Change {
 		return nil
 	}
 	ch := Change{Ref: s.ref, Old: s.held, New: v}
+	if s.held != nil {
+		s.past = append(s.past, s.held.ID)
+		s.past = s.past[max(0, len(s.past)-maxPast):]
+	}
 	if e := announced(f, v.ID); e != nil {
 		ch.Event = e
 		if p := e.Data.Published; !p.IsZero() {
@@ -250,6 +269,22 @@ func (s *Secret) adopt(now time.Time, f *flight, v *secrets.Version) *Change {
 	s.cur.Store(v)
 	s.tell(ch)
 	return &ch
+}
+
+// goesBack reports whether v is what a replica of the store returns that has
+// not heard of the held version yet: one that was held before, and no event
+// tells that it is current again. After a few such reads it is the truth, as
+// when somebody moved the label by hand. s.mu is held.
+func (s *Secret) goesBack(f *flight, v *secrets.Version) bool {
+	if s.held == nil || s.held.ID == v.ID || s.back >= lagTries || !slices.Contains(s.past, v.ID) {
+		return false
+	}
+	if s.cur.Load() == nil {
+		return false // the held version is withdrawn; anything is better
+	}
+	return !slices.ContainsFunc(f.hints, func(e events.Event) bool {
+		return announces(&e, v.ID) && !occurrenceOf(&e).before(s.plan.newest)
+	})
 }
 
 // drop withdraws the version that e revokes, if that is asked for and it is
