@@ -136,7 +136,7 @@ func contended(err error) bool {
 // values in everything that comes out: errors, logs, events, results, changes.
 func noLeak(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) {
 	crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
-		w := newWorld(t, newTarget, tr, newStore)
+		w := prepared(t, newTarget, tr, newStore)
 		var canaries []string
 		note := func() {
 			for _, st := range []secrets.Stage{secrets.Current, secrets.Pending, secrets.Previous} {
