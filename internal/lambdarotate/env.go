@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,13 @@ var known = []string{
 	"KEYTURN_STRATEGY", "KEYTURN_EVENT_BUS", "KEYTURN_TENANT", "KEYTURN_CA_FILE", "KEYTURN_ALLOW_PLAINTEXT",
 }
 
+// What PutEvents and our event schema take. A tenant is a part of every
+// subject, where other characters would only be escaped.
+var (
+	busForm    = regexp.MustCompile(`^[/.\-_A-Za-z0-9:]{1,1000}$`)
+	tenantForm = regexp.MustCompile(`^[!-~]{1,128}$`)
+)
+
 // ParseEnv reads environ, which has the form of [os.Environ]. It reports
 // everything that is wrong at once; the error is of kind Invalid.
 func ParseEnv(environ []string) (Env, error) {
@@ -95,6 +103,12 @@ func ParseEnv(environ []string) (Env, error) {
 	}
 	if t := p.vars["KEYTURN_TENANT"]; t != "" {
 		e.Tenant = t
+	}
+	if e.EventBus != "" && !busForm.MatchString(e.EventBus) {
+		p.bad("KEYTURN_EVENT_BUS", "found %q; expected the name or ARN of an event bus", e.EventBus)
+	}
+	if !tenantForm.MatchString(e.Tenant) {
+		p.bad("KEYTURN_TENANT", "found %d bytes; expected 1 to 128 printable characters without spaces", len(e.Tenant))
 	}
 	p.checkEndpoint("SECRETS_MANAGER_ENDPOINT", e.Endpoint, e.AllowPlaintext)
 	p.checkEndpoint("AWS_ENDPOINT_URL_RDS", e.RDSEndpoint, e.AllowPlaintext)
