@@ -3,6 +3,7 @@ package natsbus
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -10,6 +11,10 @@ import (
 
 	"github.com/keyturn/keyturn/fault"
 )
+
+// refusedSchedule are the answers to a schedule that can never work: the
+// pattern, and the time zone, for which nats.go has no name.
+var refusedSchedule = []jetstream.ErrorCode{jetstream.JSErrCodeSchedulePatternInvalid, 10223}
 
 // classify maps what nats.go and the server say to a fault. It is the only
 // place that reads their errors.
@@ -51,6 +56,10 @@ func classify(op string, err error) error {
 		e.Kind, e.Class = fault.Unavailable, fault.ClassNetwork
 	case api != nil && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
 		e.Kind, e.Msg = fault.Invalid, "the message is larger than the stream takes"
+	case api != nil && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
+		e.Kind, e.Class = fault.Conflict, fault.ClassConcurrency
+	case api != nil && slices.Contains(refusedSchedule, api.ErrorCode):
+		e.Kind, e.Msg = fault.Invalid, "the server does not take this schedule"
 	case api != nil && api.Code >= 500:
 		e.Kind = fault.Unavailable
 	case api != nil && (api.Code == 401 || api.Code == 403):
