@@ -423,3 +423,13 @@ func TestDeleted(t *testing.T) {
 		t.Errorf("%v; want what to do", err)
 	}
 }
+
+// The service opens a rotation while we are between storing and labelling.
+func TestLoserLeavesNoLabel(t *testing.T) {
+	f, _, r, first := open(t, nil)
+	token, theirs := awsfake.Token(), awsfake.Token()
+	client := &interloper{Client: f.SecretsManager(), beforeMove: func() { f.StartRotation(name, theirs) }}
+	_, err := awssm.New(client, nil).PutPending(t.Context(), r, token, str("mine"))
+	wantKind(t, "put pending", err, fault.Conflict, "")
+	wantLabels(t, f, map[string][]string{first: {"AWSCURRENT"}, theirs: {"AWSPENDING"}})
+}
