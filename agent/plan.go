@@ -27,13 +27,12 @@ const (
 
 // A plan is when a secret is read next, and why. Secret.mu guards it.
 type plan struct {
-	instance string
-	poll     time.Duration
-	pollAt   time.Time
-	due      time.Time // zero if only the poll is due
-	cause    Cause
-	hints    []events.Event // events that no read has answered yet
-	tries    int            // reads that came back without what was announced
+	poll   time.Duration
+	pollAt time.Time
+	due    time.Time // zero if only the poll is due
+	cause  Cause
+	hints  []events.Event // events that no read has answered yet
+	tries  int            // reads that came back without what was announced
 	// seen is the last answered event of each type: a replay after a
 	// reconnect brings the same ones again.
 	seen map[events.Type]occurrence

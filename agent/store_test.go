@@ -173,11 +173,11 @@ func TestMaxStale(t *testing.T) {
 			t.Error("withdrawn although the store works")
 		}
 		s.set(func(s *source) { s.err = fault.Newf(fault.Unavailable, "source", "away") })
-		time.Sleep(29 * time.Second)
+		time.Sleep(20 * time.Second)
 		if c.Secret(r).Current() == nil {
 			t.Error("withdrawn too early")
 		}
-		time.Sleep(40 * time.Second)
+		time.Sleep(45 * time.Second)
 		if _, err := c.Current(t.Context(), r); !fault.Is(err, fault.Unavailable) || !c.Status(r).Withdrawn {
 			t.Errorf("stale: got %v, %+v", err, c.Status(r))
 		}

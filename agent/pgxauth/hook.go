@@ -127,7 +127,7 @@ func (h *Hook) current(ctx context.Context) (*credential, error) {
 // retries where the server refuses a credential that was just replaced.
 func (h *Hook) Configure(cfg *pgxpool.Config) {
 	beforeConnect, afterConnect := cfg.BeforeConnect, cfg.AfterConnect
-	prepare, beforeAcquire := cfg.PrepareConn, cfg.BeforeAcquire
+	prepare, beforeAcquire := cfg.PrepareConn, cfg.BeforeAcquire //nolint:staticcheck // deprecated, but callers have it
 	afterRelease, beforeClose := cfg.AfterRelease, cfg.BeforeClose
 
 	cfg.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
@@ -159,7 +159,7 @@ func (h *Hook) Configure(cfg *pgxpool.Config) {
 		return true, nil
 	}
 	// The pool takes one of the two and PrepareConn has called it.
-	cfg.BeforeAcquire = nil
+	cfg.BeforeAcquire = nil //nolint:staticcheck // as above
 	cfg.AfterRelease = func(c *pgx.Conn) bool {
 		return !h.due(c) && (afterRelease == nil || afterRelease(c))
 	}

@@ -180,7 +180,7 @@ func TestHooksAreChained(t *testing.T) {
 		return nil
 	}
 	cfg.AfterConnect = func(context.Context, *pgx.Conn) error { note("after connect"); return nil }
-	cfg.BeforeAcquire = func(context.Context, *pgx.Conn) bool { note("before acquire"); return true }
+	cfg.BeforeAcquire = func(context.Context, *pgx.Conn) bool { note("before acquire"); return true } //nolint:staticcheck // callers have it
 	cfg.AfterRelease = func(*pgx.Conn) bool { note("after release"); return true }
 	cfg.BeforeClose = func(*pgx.Conn) { note("before close") }
 	cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error { note("connected"); return nil }

@@ -70,7 +70,6 @@ type world struct {
 	ref    ref.Ref
 	client *agent.Client
 	log    *leaktest.Recorder
-	mu     sync.Mutex
 	stop   func()
 	secret []string // every password ever used
 	n      int
