@@ -172,29 +172,32 @@ func TestC08_CreateRepeated(t *testing.T) {
 func TestC09_PendingCannotBeRead(t *testing.T) {
 	for _, c := range []struct {
 		refusal
-		want fault.Kind
+		want  fault.Kind
+		tries int // of the SDK, for one call
 	}{
-		{refusal{http.StatusBadRequest, "AccessDeniedException"}, fault.Denied},
-		{refusal{http.StatusBadRequest, "DecryptionFailure"}, fault.Denied},
-		{refusal{http.StatusBadRequest, "ThrottlingException"}, fault.Unavailable},
-		{refusal{http.StatusInternalServerError, "InternalServiceError"}, fault.Unavailable},
-		{refusal{http.StatusServiceUnavailable, "ServiceUnavailable"}, fault.Unavailable},
+		{refusal{http.StatusBadRequest, "AccessDeniedException"}, fault.Denied, 1},
+		{refusal{http.StatusBadRequest, "DecryptionFailure"}, fault.Denied, 1},
+		{refusal{http.StatusBadRequest, "ThrottlingException"}, fault.Unavailable, 2},
+		{refusal{http.StatusInternalServerError, "InternalServiceError"}, fault.Unavailable, 2},
+		{refusal{http.StatusServiceUnavailable, "ServiceUnavailable"}, fault.Unavailable, 2},
 	} {
 		t.Run(c.code, func(t *testing.T) {
 			w := newWorld(t)
 			token := w.begin()
-			hit := false
+			hits := 0
 			w.tap.before = func(call awsCall) *refusal {
-				// The pending version, asked for by its label, its id or both.
+				// The pending version, asked for by its label, its id or both;
+				// the first call only, so that nothing later can stop create.
 				if call.Op == "GetSecretValue" && call.In["VersionStage"] != current && call.In["VersionStage"] != previous {
-					hit = true
-					return &c.refusal
+					if hits++; hits <= c.tries {
+						return &c.refusal
+					}
 				}
 				return nil
 			}
 			w.silent(func() { w.refused(createStep, token, c.want) })
-			if !hit {
-				t.Fatal("pending was never read, so nothing was tested")
+			if hits != c.tries {
+				t.Errorf("pending was asked for %d times; want %d, and no further look", hits, c.tries)
 			}
 		})
 	}
@@ -494,25 +497,50 @@ func TestC31_ForeignPending(t *testing.T) {
 	if w.holder(pending) != stuck || w.value(stuck) != value {
 		t.Error("the stuck rotation's version was touched")
 	}
-	// Between the look at the labels and the Put the label may move, too.
-	w = newWorld(t)
-	token := w.begin()
-	foreign := rotators.NewToken()
-	raced := false
-	w.tap.before = func(c awsCall) *refusal {
-		if c.Op == "GetSecretValue" && !raced {
-			raced = true
-			w.put(foreign, w.json(map[string]any{"password": "of-the-other-" + w.password}), pending)
+	// The label may move after the look at the labels, too: before pending is
+	// read, or between that and the Put.
+	for _, stage := range []string{current, pending} {
+		w := newWorld(t)
+		token := w.begin()
+		foreign := rotators.NewToken()
+		raced := false
+		w.tap.after = func(c awsCall) {
+			if c.Op == "GetSecretValue" && c.In["VersionStage"] == stage && !raced {
+				raced = true
+				w.put(foreign, w.json(map[string]any{"password": "of-the-other-" + w.password}), pending)
+			}
 		}
-		return nil
+		w.silent(func() {
+			if err := w.refused(createStep, token, fault.Conflict); !strings.Contains(err.Error(), foreign) {
+				t.Errorf("%v; want it to name the other rotation", err)
+			}
+		})
+		if !raced || w.holder(pending) != foreign {
+			t.Errorf("after the read of %s: the other rotation lost its label", stage)
+		}
 	}
-	w.silent(func() {
-		if err := w.refused(createStep, token, fault.Conflict); !strings.Contains(err.Error(), foreign) {
-			t.Errorf("%v; want it to name the other rotation", err)
+}
+
+// The environment variables of the samples decide what passwords look like.
+func TestPasswordsFollowTheEnvironment(t *testing.T) {
+	const digits, lower, upper = "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	for _, c := range []struct {
+		env    []string
+		length int
+		only   string // all characters are of these; "" means printable ASCII
+	}{
+		{nil, 32, ""},
+		{[]string{"PASSWORD_LENGTH=64", "EXCLUDE_PUNCTUATION=true"}, 64, digits + lower + upper},
+		{[]string{"PASSWORD_LENGTH=8", "EXCLUDE_PUNCTUATION=YES", "EXCLUDE_LOWERCASE=1", "EXCLUDE_UPPERCASE=y"}, 8, digits},
+		{[]string{"EXCLUDE_NUMBERS=true", "EXCLUDE_PUNCTUATION=true", "EXCLUDE_CHARACTERS=abcXYZ"}, 32, strings.Trim(lower, "abc") + strings.Trim(upper, "XYZ")},
+	} {
+		w := newWorld(t, c.env...)
+		token := w.begin()
+		w.must(token, createStep)
+		got := w.field(token, "password")
+		if len(got) != c.length || c.only != "" && strings.Trim(got, c.only) != "" {
+			t.Errorf("%v: a password of %d characters, or with others than meant; want %d of %q", c.env, len(got), c.length, c.only)
 		}
-	})
-	if w.holder(pending) != foreign {
-		t.Error("the other rotation lost its label")
 	}
 }
 
