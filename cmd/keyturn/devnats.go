@@ -22,7 +22,7 @@ func (w *world) startNATS() error {
 	srv, err := server.NewServer(&server.Options{
 		ServerName: "keyturn-dev", Host: "127.0.0.1", Port: w.ports.NATS, NoSigs: true,
 		Users:     []*server.User{{Username: natsUser, Password: password}},
-		JetStream: true, StoreDir: w.path("nats"), JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 1 << 30,
+		JetStream: true, StoreDir: w.path("nats"), JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 4 << 30,
 		// An acknowledgement means that the event is on disk: by default the
 		// server syncs every two minutes and a power cut loses the rest.
 		SyncAlways: true,

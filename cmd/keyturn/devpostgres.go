@@ -55,7 +55,7 @@ func startPostgres(ctx context.Context, w *world, dsn string) (*demoPostgres, er
 		// shut out of where root keeps its checkout.
 		sum := sha256.Sum256([]byte(w.dir))
 		o.Dir = filepath.Join("/var/lib", fmt.Sprintf("keyturn-dev-%x", sum[:6]))
-		w.log.Info("PostgreSQL keeps its files elsewhere", "dir", o.Dir, "why", err)
+		w.log.InfoContext(ctx, "PostgreSQL keeps its files elsewhere", "dir", o.Dir, "why", err)
 		s, err = pgserver.Start(ctx, o)
 	}
 	if err != nil {

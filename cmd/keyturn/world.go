@@ -76,7 +76,7 @@ func openWorld(ctx context.Context, c *devCmd, log *slog.Logger, scr *screen) (_
 	if err := w.lock(); err != nil {
 		return nil, err
 	}
-	if err := w.loadPorts(); err != nil {
+	if err := w.loadPorts(ctx); err != nil {
 		return nil, err
 	}
 	if err := w.startNATS(); err != nil {
@@ -88,7 +88,7 @@ func openWorld(ctx context.Context, c *devCmd, log *slog.Logger, scr *screen) (_
 	if w.pg, err = startPostgres(ctx, w, c.Postgres); err != nil {
 		return nil, err
 	}
-	if err := w.writeConfig(c); err != nil {
+	if err := w.writeConfig(ctx, c); err != nil {
 		return nil, err
 	}
 	w.cfg, err = loadConfig(w.path("keyturn.yaml"))
@@ -110,7 +110,7 @@ func (w *world) lock() error {
 	return nil
 }
 
-func (w *world) loadPorts() error {
+func (w *world) loadPorts(ctx context.Context) error {
 	b, err := os.ReadFile(w.path("ports.json"))
 	switch {
 	case err == nil:
@@ -122,7 +122,7 @@ func (w *world) loadPorts() error {
 		return fmt.Errorf("read ports: %w", err)
 	}
 	for _, p := range []*int{&w.ports.NATS, &w.ports.Issuer, &w.ports.Postgres} {
-		if *p, err = freePort(); err != nil {
+		if *p, err = freePort(ctx); err != nil {
 			return err
 		}
 	}
@@ -132,8 +132,8 @@ func (w *world) loadPorts() error {
 	return writeFileAtomic(w.path("ports.json"), b)
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(ctx context.Context) (int, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
@@ -165,7 +165,7 @@ const (
 )
 
 // writeConfig writes the file that status, watch, rotate and serve read.
-func (w *world) writeConfig(c *devCmd) error {
+func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 	if _, err := w.secretFile("webhook.key"); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (w *world) writeConfig(c *devCmd) error {
 			return err
 		}
 	}
-	listen, err := listenAddr(c.Listen)
+	listen, err := listenAddr(ctx, c.Listen)
 	if err != nil {
 		return err
 	}
@@ -212,14 +212,14 @@ func (w *world) writeConfig(c *devCmd) error {
 }
 
 // listenAddr returns want, or a free port on its host if it is taken.
-func listenAddr(want string) (string, error) {
-	l, err := net.Listen("tcp", want)
+func listenAddr(ctx context.Context, want string) (string, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", want)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		host, _, splitErr := net.SplitHostPort(want)
 		if splitErr != nil {
 			return "", splitErr
 		}
-		l, err = net.Listen("tcp", net.JoinHostPort(host, "0"))
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
 	}
 	if err != nil {
 		return "", fmt.Errorf("notifier: %w", err)
