@@ -81,7 +81,11 @@ func Phases() []Phase { return []Phase{Create, Set, Test, Finish} }
 // spellings that AWS prints (createSecret, create_secret). The error is of
 // kind Invalid.
 func ParsePhase(s string) (Phase, error) {
-	switch p := Phase(strings.TrimSuffix(strings.TrimSuffix(s, "Secret"), "_secret")); p {
+	name, camel := strings.CutSuffix(s, "Secret")
+	if !camel {
+		name = strings.TrimSuffix(s, "_secret")
+	}
+	switch p := Phase(name); p {
 	case Create, Set, Test, Finish:
 		return p, nil
 	}

@@ -1,0 +1,61 @@
+package rotators
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/events"
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
+)
+
+// announceFinish says that version is current. It is a part of finish: an
+// announcement that fails is an error, the caller repeats the phase, and the
+// ids make the repetition harmless.
+func (r *Runner) announceFinish(ctx context.Context, id ref.Ref, token, version, previous string) error {
+	activated := r.fill(events.New(events.VersionActivated, id, time.Now(), version))
+	activated.Data.Version, activated.Data.PreviousVersion = version, previous
+	done := r.event(events.RotationSucceeded, id, token)
+	done.Data.Version, done.Data.PreviousVersion = version, previous
+	if r.opts.Publisher == nil {
+		return nil
+	}
+	if err := r.opts.Publisher.Publish(ctx, activated, done); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	return nil
+}
+
+func (r *Runner) announceFailure(ctx context.Context, id ref.Ref, token string, p Phase, err error) {
+	now := time.Now()
+	e := r.fill(events.New(events.RotationFailed, id, now, token, string(p), now.UTC().Format(time.RFC3339Nano)))
+	e.Data.Reason = string(p) + ": " + fault.KindOf(err).String()
+	if c := fault.ClassOf(err); c != "" {
+		e.Data.Reason += "/" + string(c)
+	}
+	// The rotation may have failed because its deadline passed; whoever
+	// watches must hear of it all the same.
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	r.announce(actx, e)
+}
+
+// announce publishes what nobody depends on; a failure is logged.
+func (r *Runner) announce(ctx context.Context, e events.Event) {
+	if r.opts.Publisher == nil {
+		return
+	}
+	if err := r.opts.Publisher.Publish(ctx, e); err != nil {
+		r.opts.Logger.WarnContext(ctx, "announcement failed", "secret", e.Data.Ref.String(), "event", string(e.Type), "err", err)
+	}
+}
+
+func (r *Runner) event(t events.Type, id ref.Ref, token string) events.Event {
+	return r.fill(events.New(t, id, time.Now(), token))
+}
+
+func (r *Runner) fill(e events.Event) events.Event {
+	e.Data.Tenant, e.Data.Cause = r.opts.Tenant(e.Data.Ref), "rotator"
+	return e
+}

@@ -1,0 +1,274 @@
+package rotators
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/events"
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
+	"github.com/keyturn/keyturn/secrets"
+)
+
+// cleanUp removes the pending stage that a finished rotation left behind.
+func (r *Runner) cleanUp(ctx context.Context, id ref.Ref, d *secrets.Description, token string) error {
+	if !d.Has(token, secrets.Pending) {
+		return nil
+	}
+	if err := r.store.Discard(ctx, id, token); err != nil {
+		return fmt.Errorf("clean up after rotation of %s: %w", id, err)
+	}
+	return nil
+}
+
+// phase runs one phase with its deadline, log line and observer. d is the
+// secret as it was when the rotation was decided on. The caller holds the
+// secret's lock.
+func (r *Runner) phase(ctx context.Context, id ref.Ref, d *secrets.Description, token string, p Phase) error {
+	start := time.Now()
+	err := r.checkBudget(ctx, p)
+	if err == nil {
+		pctx, cancel := context.WithTimeout(ctx, r.opts.PhaseTimeout)
+		switch p {
+		case Create:
+			err = r.create(pctx, id, token, holderID(d, secrets.Current))
+		case Set:
+			err = r.withChange(pctx, id, token, r.rotator.Set)
+		case Test:
+			err = r.withChange(pctx, id, token, r.rotator.Test)
+		case Finish:
+			err = r.finish(pctx, id, token)
+		}
+		cancel()
+	}
+	took := time.Since(start)
+	log := r.opts.Logger.With("secret", id.String(), "token", token, "step", string(p), "took", took)
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", p, id, err)
+		log.ErrorContext(ctx, "phase failed", "kind", fault.KindOf(err).String(), "class", string(fault.ClassOf(err)), "err", err)
+	} else {
+		log.InfoContext(ctx, "phase done")
+	}
+	r.opts.Observe(Progress{Ref: id, Token: token, Phase: p, Took: took, Err: err})
+	return err
+}
+
+func (r *Runner) checkBudget(ctx context.Context, p Phase) error {
+	if err := ctx.Err(); err != nil {
+		return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassTimeout, Op: string(p), Err: err}
+	}
+	deadline, ok := ctx.Deadline()
+	if left := time.Until(deadline); ok && left < r.opts.Budget {
+		return &fault.Error{
+			Kind: fault.Unavailable, Class: fault.ClassTimeout, Op: string(p),
+			Msg: fmt.Sprintf("%s left before the deadline, not begun; expected at least %s; raise the function's time-out", left.Round(time.Millisecond), r.opts.Budget),
+		}
+	}
+	return nil
+}
+
+// create makes and stores pending, if the version with the id seen is still
+// current: a rotation that ended meanwhile was the one wanted, and what it
+// superseded a moment ago is not to be retired yet.
+func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) error {
+	current, err := r.store.Get(ctx, id, secrets.Current)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read current: %w", err)
+	case finished(current, token):
+		return nil
+	case current.ID != seen:
+		return moved(id, "nothing was made")
+	}
+	pending, err := r.store.Get(ctx, id, secrets.Pending)
+	switch {
+	case err == nil && pending.Token == token:
+		return nil // stored by an earlier attempt: never overwritten
+	case err == nil:
+		return fault.Newf(fault.Conflict, "create", "another rotation (token %s) of %s is unfinished; let it finish, or discard it", pending.Token, id)
+	case !fault.Is(err, fault.NotFound):
+		// Only "there is none" means make one: a refused or throttled read
+		// must not lead to a second credential.
+		return fmt.Errorf("read pending: %w", err)
+	}
+	c := Change{Ref: id, Token: token, Current: current.Value}
+	if c.Previous, err = r.previous(ctx, id); err != nil {
+		return err
+	}
+	if !r.opts.KeepPrevious {
+		if err := r.retire(ctx, c); err != nil {
+			return fmt.Errorf("retire the superseded credential: %w", err)
+		}
+	}
+	v, err := r.rotator.Create(ctx, c)
+	if err != nil {
+		return err
+	}
+	stored, err := r.store.PutPending(ctx, id, token, v)
+	switch {
+	case fault.Is(err, fault.Conflict):
+		// Another rotation was faster; for any other error v may be stored.
+		return errors.Join(fmt.Errorf("store pending: %w", err), r.drop(ctx, c, v))
+	case err != nil:
+		return fmt.Errorf("store pending: %w", err)
+	case !stored.Value.Equal(v):
+		return r.drop(ctx, c, v) // a twin was faster, and what it stored is the truth
+	}
+	return r.checkCurrent(ctx, c, current.ID, v)
+}
+
+// checkCurrent takes back v, which was stored as pending, if current has moved
+// since it was read: v succeeds a version that is not current any more (of
+// two users that alternate it would be the one in use), and nothing could
+// ever set it.
+func (r *Runner) checkCurrent(ctx context.Context, c Change, readID string, v secrets.Value) error {
+	now, err := r.store.Get(ctx, c.Ref, secrets.Current)
+	if err != nil {
+		return fmt.Errorf("read current again: %w", err)
+	}
+	if now.ID == readID || finished(now, c.Token) {
+		return nil
+	}
+	err = moved(c.Ref, "pending was discarded")
+	if derr := r.store.Discard(ctx, c.Ref, c.Token); derr != nil {
+		return errors.Join(err, fmt.Errorf("discard pending: %w", derr))
+	}
+	return errors.Join(err, r.drop(ctx, c, v))
+}
+
+// finished reports whether a twin has ended the rotation named token.
+func finished(current *secrets.Version, token string) bool {
+	return token != "" && current.Token == token
+}
+
+func moved(id ref.Ref, what string) error {
+	return &fault.Error{
+		Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "create",
+		Msg: fmt.Sprintf("another rotation of %s ended meanwhile; %s, rotate again if it is still wanted", id, what),
+	}
+}
+
+// drop revokes v, which was made and is no version: an issued key would stay
+// alive unseen. It looks at the store once more, since a store's client that
+// repeated a call by itself may have been told of its own success as a
+// conflict.
+func (r *Runner) drop(ctx context.Context, c Change, v secrets.Value) error {
+	rt, ok := r.rotator.(Retirer)
+	if !ok {
+		return nil
+	}
+	for stage, held := range map[secrets.Stage]*secrets.Value{
+		secrets.Current: &c.Current, secrets.Pending: &c.Pending, secrets.Previous: &c.Previous,
+	} {
+		now, err := r.store.Get(ctx, c.Ref, stage)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read %s to revoke a credential that is not stored: %w", stage, err)
+		}
+		if now.Value.Equal(v) {
+			return nil
+		}
+		*held = now.Value
+	}
+	if err := rt.Retire(ctx, c, v); err != nil {
+		return fmt.Errorf("revoke a credential that is not stored: %w", err)
+	}
+	return nil
+}
+
+// previous returns the previous value, zero if there is none.
+func (r *Runner) previous(ctx context.Context, id ref.Ref) (secrets.Value, error) {
+	v, err := r.store.Get(ctx, id, secrets.Previous)
+	if fault.Is(err, fault.NotFound) {
+		return secrets.Value{}, nil
+	}
+	if err != nil {
+		return secrets.Value{}, fmt.Errorf("read previous: %w", err)
+	}
+	return v.Value, nil
+}
+
+// retire revokes what c.Current superseded.
+func (r *Runner) retire(ctx context.Context, c Change) error {
+	rt, ok := r.rotator.(Retirer)
+	if !ok {
+		return nil
+	}
+	previous, err := r.store.Get(ctx, c.Ref, secrets.Previous)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read previous: %w", err)
+	}
+	if previous.Value.Equal(c.Current) {
+		return nil // a restored value: retiring it would kill the current one
+	}
+	if err := rt.Retire(ctx, c, previous.Value); err != nil {
+		return err
+	}
+	e := events.New(events.VersionRetired, c.Ref, time.Now(), previous.ID)
+	e.Data.Version = previous.ID
+	r.announce(ctx, r.fill(e))
+	return nil
+}
+
+// withChange loads what a rotation knows and calls f.
+func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f func(context.Context, Change) error) error {
+	current, err := r.store.Get(ctx, id, secrets.Current)
+	if err != nil {
+		return fmt.Errorf("read current: %w", err)
+	}
+	if finished(current, token) {
+		return nil
+	}
+	pending, err := r.store.Get(ctx, id, secrets.Pending)
+	if err != nil {
+		return fmt.Errorf("read pending: %w", err)
+	}
+	if pending.Token != token {
+		return fault.Newf(fault.Conflict, "rotate", "pending of %s belongs to rotation %s, not %s; let that one finish, or discard it", id, pending.Token, token)
+	}
+	c := Change{Ref: id, Token: token, Current: current.Value, Pending: pending.Value}
+	if c.Previous, err = r.previous(ctx, id); err != nil {
+		return err
+	}
+	return f(ctx, c)
+}
+
+// promoteTries bounds how often finish looks again after somebody moved
+// current between its look and its move.
+const promoteTries = 3
+
+func (r *Runner) finish(ctx context.Context, id ref.Ref, token string) error {
+	var before *secrets.Description
+	var v *secrets.Version
+	err := error(nil)
+	for range promoteTries {
+		if before, err = r.store.Describe(ctx, id); err != nil {
+			return fmt.Errorf("describe: %w", err)
+		}
+		if v, err = r.store.Promote(ctx, id, token); !fault.Is(err, fault.Conflict) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	previous := holderID(before, secrets.Current)
+	if before.Has(token, secrets.Current) {
+		previous = holderID(before, secrets.Previous)
+	}
+	return r.announceFinish(ctx, id, token, v.ID, previous)
+}
+
+func holderID(d *secrets.Description, s secrets.Stage) string {
+	if h := d.Holder(s); h != nil {
+		return h.ID
+	}
+	return ""
+}
