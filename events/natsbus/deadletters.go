@@ -55,7 +55,7 @@ func (b *Bus) Park(ctx context.Context, l notifier.DeadLetter) error {
 			return b.publish(ctx, "park", DeadLetterStream, []*nats.Msg{m})
 		case len(l.Body) > 0:
 			// In base64 four bytes hold three.
-			l.Body = l.Body[:max(0, int64(len(l.Body))-over)]
+			l.Body = l.Body[:max(0, int64(len(l.Body))-over*3/4-3)]
 		case len(l.Attributes) > 0:
 			l.Attributes = nil
 		default:
@@ -141,16 +141,12 @@ func (b *Bus) DeleteDeadLetter(ctx context.Context, seq uint64) error {
 	s, err := b.js.Stream(ctx, DeadLetterStream)
 	if err == nil {
 		err = s.DeleteMsg(ctx, seq)
-	}
-	if api := (jetstream.JetStreamError)(nil); errors.As(err, &api) && api.APIError() != nil && api.APIError().ErrorCode == errCodeSequenceNotFound {
-		return nil
-	}
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil
+		if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+			// The client drops the server's reason; look whether it was there.
+			if _, gone := s.GetMsg(ctx, seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
+				return nil
+			}
+		}
 	}
 	return classify("delete dead letter", err)
 }
-
-// errCodeSequenceNotFound is the server's answer to the deletion of a message
-// that is not there; nats.go has no name for it.
-const errCodeSequenceNotFound = 10043

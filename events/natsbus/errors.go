@@ -27,10 +27,7 @@ func classify(op string, err error) error {
 		return err
 	}
 	e := &fault.Error{Kind: fault.Unknown, Op: "natsbus: " + op, Err: err}
-	var api *jetstream.APIError
-	if je := jetstream.JetStreamError(nil); errors.As(err, &je) {
-		api = je.APIError()
-	}
+	api := apiError(err)
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
 		e.Kind, e.Msg = fault.Invalid, "the message is larger than the server takes (max_payload)"
@@ -43,7 +40,7 @@ func classify(op string, err error) error {
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrMsgNotFound):
 		e.Kind = fault.NotFound
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		e.Kind, e.Msg = fault.Unavailable, "no stream answers; expected a running JetStream with the streams that natsbus.Open creates"
+		e.Kind, e.Msg = fault.Unavailable, "no stream answers; expected JetStream enabled (nats-server -js) and the streams that natsbus.Open creates"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout), errors.Is(err, jetstream.ErrAsyncPublishTimeout):
 		e.Kind, e.Class = fault.Unavailable, fault.ClassTimeout
 	case errors.Is(err, jetstream.ErrTooManyStalledMsgs):
@@ -66,6 +63,18 @@ func classify(op string, err error) error {
 		e.Kind, e.Class = fault.Denied, fault.ClassPermission
 	}
 	return e
+}
+
+// apiError returns the server's own answer in err's chain, or nil.
+func apiError(err error) *jetstream.APIError {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api
+	}
+	if je := jetstream.JetStreamError(nil); errors.As(err, &je) {
+		return je.APIError()
+	}
+	return nil
 }
 
 // denied returns the server's refusal of subject on nc, if that came after

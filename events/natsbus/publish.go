@@ -19,7 +19,8 @@ import (
 //
 // Kinds: Invalid for an event that can never be stored, Denied for missing
 // rights, Unavailable for a server or stream that does not answer within
-// [Options.PublishTimeout]. An outage that ends sooner is waited for.
+// [Options.PublishTimeout]. A connection that is away at the call and comes back
+// sooner is waited for.
 func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
 	if len(es) == 0 {
 		return nil
