@@ -90,7 +90,7 @@ func TestC05_NotPending(t *testing.T) {
 	w.untouched(func() {
 		for _, token := range []string{old, other} {
 			for _, s := range allSteps {
-				w.refused(s, token, fault.Invalid)
+				_ = w.refused(s, token, fault.Invalid)
 			}
 		}
 	})
@@ -195,7 +195,7 @@ func TestC09_PendingCannotBeRead(t *testing.T) {
 				}
 				return nil
 			}
-			w.silent(func() { w.refused(createStep, token, c.want) })
+			w.silent(func() { _ = w.refused(createStep, token, c.want) })
 			if hits != c.tries {
 				t.Errorf("pending was asked for %d times; want %d, and no further look", hits, c.tries)
 			}
@@ -262,7 +262,7 @@ func TestC11_CurrentUnusable(t *testing.T) {
 			}
 			return nil
 		}
-		w.untouched(func() { w.refused(createStep, token, fault.NotFound) })
+		w.untouched(func() { _ = w.refused(createStep, token, fault.NotFound) })
 	})
 }
 
@@ -318,7 +318,7 @@ func TestC23_FinishRepeated(t *testing.T) {
 		}
 		return nil
 	}
-	w.refused(finishStep, token, fault.Denied)
+	_ = w.refused(finishStep, token, fault.Denied)
 	if !failed || w.holder(current) != token {
 		t.Fatal("the announcement did not fail after the move, so nothing is tested")
 	}

@@ -248,6 +248,21 @@ func TestC17_MasterNeedsCurrent(t *testing.T) {
 	}
 }
 
+// When rotation is set up without rotating at once, Secrets Manager calls
+// testSecret alone, on a pending copy of the current value that it takes away
+// again.
+func TestRotationSetUpWithoutRotating(t *testing.T) {
+	w := withDatabase(t, nil)
+	token := w.begin()
+	w.put(token, w.json(nil), pending)
+	n := w.changes()
+	w.silent(func() { w.must(token, testStep) })
+	if w.changes() != n {
+		t.Error("a password was changed")
+	}
+	w.accepts(current, true)
+}
+
 // A whole rotation with alternating users, there and back.
 func TestAlternatingUsers(t *testing.T) {
 	w := withDatabase(t, nil)
