@@ -73,10 +73,10 @@ func (c *devCmd) Run(e *env) (err error) {
 	defer stopPrinting()
 	agentsCtx, stopAgents := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAgents()
-	var printers, fleet sync.WaitGroup
+	var printers, fleet, firsts sync.WaitGroup
 	printers.Go(func() { scr.run(printing) })
 	printers.Go(func() {
-		_ = p.bus.Subscribe(printing, events.Filter{}, func(_ context.Context, ev events.Event) { d.event(ev) }, nil)
+		_ = p.bus.Subscribe(printing, events.Filter{}, once(func(_ context.Context, ev events.Event) { d.event(ev) }), nil)
 	})
 	agents, err := startAgents(agentsCtx, w, e.log, d, &fleet)
 	if err != nil {
@@ -94,9 +94,14 @@ func (c *devCmd) Run(e *env) (err error) {
 		// forward what a killed run left pending.
 		for i := range w.cfg.Secrets {
 			r := w.cfg.Secrets[i].ref
-			fleet.Go(func() { _, _ = p.rotate(ctx, r, "") })
+			firsts.Go(func() {
+				rctx, cancel := outlast(ctx, stopGrace)
+				defer cancel()
+				_, _ = p.rotate(rctx, r, "") // observe tells of a failure
+			})
 		}
 	})
+	firsts.Wait()
 	stopAgents()
 	fleet.Wait()
 	stopPrinting()

@@ -228,9 +228,25 @@ func (p *pipeline) reconcileSchedules(ctx context.Context) error {
 	return nil
 }
 
+// stopGrace is how long a rotation under way may go on after the end was asked
+// for. One that is cut off is rolled forward by the next start.
+const stopGrace = 15 * time.Second
+
+// outlast returns a context that ends a grace period after ctx.
+func outlast(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(grace, cancel)
+		context.AfterFunc(out, func() { t.Stop() })
+	})
+	return out, func() { stop(); cancel() }
+}
+
 // scheduled rotates because a schedule fired. What can never work is logged
 // and not asked again until the next firing.
 func (p *pipeline) scheduled(ctx context.Context, name string) error {
+	ctx, cancel := outlast(ctx, stopGrace)
+	defer cancel()
 	r, err := ref.Parse(name)
 	if err == nil {
 		_, err = p.rotate(ctx, r, "")

@@ -51,7 +51,29 @@ func (c *watchCmd) Run(e *env) error {
 		}
 		_, _ = fmt.Fprintln(e.stdout, humanEvent(ev))
 	}
-	return natsbus.NewSubscriber(nc, &natsbus.Options{Logger: e.log}).Subscribe(e.ctx, f, show, nil)
+	return natsbus.NewSubscriber(nc, &natsbus.Options{Logger: e.log}).Subscribe(e.ctx, f, once(show), nil)
+}
+
+// rememberIDs is how many ids [once] knows.
+const rememberIDs = 1024
+
+// once leaves out an event that was handed on already. The stream stores each
+// id once, but a plain subscription hears every publication, a second notice
+// of one change too.
+func once(h events.Handler) events.Handler {
+	seen := make(map[string]bool, rememberIDs)
+	var order []string // oldest first; one handler call at a time
+	return func(ctx context.Context, e events.Event) {
+		if seen[e.ID] {
+			return
+		}
+		if len(order) == rememberIDs {
+			delete(seen, order[0])
+			order = order[1:]
+		}
+		seen[e.ID], order = true, append(order, e.ID)
+		h(ctx, e)
+	}
 }
 
 // humanEvent is one event on one line.

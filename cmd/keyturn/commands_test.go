@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/events/natsbus"
+)
+
+// command runs one command in process.
+func command(ctx context.Context, stdin string, args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(ctx, args, strings.NewReader(stdin), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestHelpTeaches(t *testing.T) {
+	for _, args := range [][]string{{}, {"--help"}} {
+		code, out, _ := command(t.Context(), "", args...)
+		if code != 0 {
+			t.Errorf("%v: exit %d", args, code)
+		}
+		for _, want := range []string{"dev", "serve", "rotate", "status", "watch", "normalize", "Start with"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%v: help lacks %q", args, want)
+			}
+		}
+	}
+}
+
+func TestWrongCommandLine(t *testing.T) {
+	for _, args := range [][]string{{"rotat"}, {"normalize"}, {"normalize", "--from", "carrier-pigeon"}, {"dev", "--every", "soon"}} {
+		code, _, errs := command(t.Context(), "", args...)
+		if code != 2 || !strings.Contains(errs, "keyturn:") {
+			t.Errorf("%v: exit %d and %q; want 2 and a reason", args, code, errs)
+		}
+	}
+	code, _, errs := command(t.Context(), "", "dev", "--every", "1500ms", "--state", t.TempDir())
+	if code != 1 || !strings.Contains(errs, "whole seconds") {
+		t.Errorf("a period that schedules cannot keep: exit %d, %q", code, errs)
+	}
+}
+
+func TestNormalize(t *testing.T) {
+	code, out, errs := command(t.Context(), sampleNotice, "normalize", "--from", "eventbridge", "--tenant", "acme")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, errs)
+	}
+	var e eventOut
+	if err := json.Unmarshal([]byte(out), &e); err != nil {
+		t.Fatal(err)
+	}
+	const subject = "keyturn.v1.acme.aws.111122223333/eu-west-1.prod/agents/payments.version.activated"
+	if e.Subject != subject || e.Data.Version != "9b1d7e42-0c5a-4f6b-8e3d-6a7c9f2b1d55" || e.ID == "" {
+		t.Errorf("got %+v", e)
+	}
+
+	other := strings.NewReplacer("aws.secretsmanager", "aws.ec2", "Secret Label Updated", "EC2 Instance State-change Notification").Replace(sampleNotice)
+	if code, out, errs := command(t.Context(), other, "normalize", "--from", "eventbridge"); code != 0 || out != "" {
+		t.Errorf("a notice that means no event: exit %d, %q, %q", code, out, errs)
+	}
+	for name, body := range map[string]string{"garbage": "no JSON c4nary", "nothing": "", "too long": strings.Repeat(" ", maxNotice+1)} {
+		code, out, errs := command(t.Context(), body, "normalize", "--from", "eventbridge")
+		if code != 1 || out != "" || errs == "" || strings.Contains(errs, "c4nary") {
+			t.Errorf("%s: exit %d, %q, %q; want 1, nothing, and a reason that quotes nothing", name, code, out, errs)
+		}
+	}
+}
+
+func writeFile(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const goodConfig = `
+nats: {url: "nats://127.0.0.1:4222"}
+store: {key_file: seal.key}
+secrets:
+  - {ref: "nats://keyturn/acme/db", tenant: acme, rotator: postgres-single, schedule: "@every 24h"}
+  - {ref: "nats://keyturn/acme/key", rotator: apikey, schedule: "0 3 * * *", time_zone: Europe/Berlin}
+`
+
+func TestConfig(t *testing.T) {
+	t.Setenv("KEYTURN_NATS__URL", "nats://elsewhere:4222")
+	t.Setenv("KEYTURN_CONFIG", "ignored here")
+	c, err := loadConfig(writeFile(t, "c.yaml", goodConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.NATS.URL != "nats://elsewhere:4222" {
+		t.Errorf("the environment did not win: %q", c.NATS.URL)
+	}
+	if want := (natsbus.Spec{Every: 24 * time.Hour}); c.Secrets[0].spec != want {
+		t.Errorf("got %+v, want %+v", c.Secrets[0].spec, want)
+	}
+	if want := (natsbus.Spec{Cron: "0 0 3 * * *", TimeZone: "Europe/Berlin"}); c.Secrets[1].spec != want {
+		t.Errorf("got %+v, want %+v", c.Secrets[1].spec, want)
+	}
+	if got := c.tenant(c.Secrets[1].ref); got != "default" {
+		t.Errorf("tenant %q, want default", got)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	replace := func(old, new string) string { return strings.Replace(goodConfig, old, new, 1) }
+	for name, c := range map[string]struct{ text, want string }{
+		"misspelt key":     {replace("schedule:", "shedule:"), "shedule"},
+		"no url":           {replace(`nats: {url: "nats://127.0.0.1:4222"}`, ""), "nats.url"},
+		"no key":           {replace("store: {key_file: seal.key}", ""), "keygen"},
+		"no YAML":          {"\t{", "yaml"},
+		"bad ref":          {replace("nats://keyturn/acme/db", "acme/db"), "no scheme"},
+		"foreign store":    {replace("nats://keyturn/acme/db", "aws://1/eu-west-1/db"), "not in the store"},
+		"other bucket":     {replace("nats://keyturn/acme/db", "nats://other/acme/db"), "nats://keyturn/NAME"},
+		"twice":            {replace("nats://keyturn/acme/key", "nats://keyturn/acme/db"), "twice"},
+		"unknown rotator":  {replace("postgres-single", "postgres"), "postgres-alternating"},
+		"bad schedule":     {replace("@every 24h", "daily"), "no schedule"},
+		"too fast":         {replace("@every 24h", "@every 10ms"), "one second"},
+		"zone with period": {replace(`"@every 24h"`, `"@every 24h", time_zone: UTC`), "time zone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := loadConfig(writeFile(t, "c.yaml", c.text))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v; want an error with %q", err, c.want)
+			}
+		})
+	}
+	if _, err := loadConfig(filepath.Join(t.TempDir(), "none.yaml")); err == nil || !strings.Contains(err.Error(), "keyturn dev") {
+		t.Errorf("no file: got %v; want what to do", err)
+	}
+}
+
+func TestKeyFiles(t *testing.T) {
+	path := writeFile(t, "k", "a key\n")
+	if got, err := readKeyFile(path); err != nil || got != "a key" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readKeyFile(path); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Errorf("a key that all may read: got %v", err)
+	}
+	seal := filepath.Join(t.TempDir(), "seal.key")
+	if code, _, errs := command(t.Context(), "", "keygen", seal); code != 0 {
+		t.Errorf("keygen: exit %d, %s", code, errs)
+	}
+	if code, _, _ := command(t.Context(), "", "keygen", seal); code != 1 {
+		t.Errorf("keygen wrote over a key: exit %d", code)
+	}
+}
+
+func TestPercentiles(t *testing.T) {
+	var l lags
+	if _, _, ok := l.percentiles(); ok {
+		t.Error("percentiles of nothing")
+	}
+	for i := range 2 * lagsKept { // the older half is forgotten
+		l.add(time.Duration(i) * time.Microsecond)
+	}
+	p50, p99, _ := l.percentiles()
+	if want := time.Duration(lagsKept+lagsKept/2-1) * time.Microsecond; p50 != want {
+		t.Errorf("p50 %s, want %s", p50, want)
+	}
+	if p99 <= p50 || p99 > 2*lagsKept*time.Microsecond {
+		t.Errorf("p99 %s", p99)
+	}
+	if got := grouped(1234567); got != "1,234,567" {
+		t.Errorf("grouped: %s", got)
+	}
+}
