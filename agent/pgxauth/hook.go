@@ -149,6 +149,8 @@ func (h *Hook) Configure(cfg *pgxpool.Config) {
 	}
 	cfg.PrepareConn = func(ctx context.Context, c *pgx.Conn) (bool, error) {
 		switch {
+		case ctx.Value(sweeping{}) != nil:
+			return true, nil // nobody is going to use it; see Pool.sweep
 		case h.due(c):
 			return false, nil
 		case prepare != nil:

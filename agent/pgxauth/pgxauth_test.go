@@ -117,7 +117,7 @@ func TestIdleConnectionsAreDrained(t *testing.T) {
 	}
 	id := w.promote(w.set("app_clone"))
 	w.bus.publish(w.ref, id)
-	testenv.Eventually(t, 15*time.Second, "only the busy connection on the old version", func() bool {
+	testenv.Eventually(t, 30*time.Second, "only the busy connection on the old version", func() bool {
 		app, _ := w.users()
 		return app == 1
 	})
@@ -126,9 +126,26 @@ func TestIdleConnectionsAreDrained(t *testing.T) {
 		t.Error(err)
 	}
 	busy.Release()
-	testenv.Eventually(t, 15*time.Second, "all on the new version", func() bool {
+	testenv.Eventually(t, 30*time.Second, "all on the new version, and as many as before", func() bool {
 		c := h.Conns()
-		return len(c) == 1 && c[id] > 0
+		return len(c) == 1 && c[id] == 4
+	})
+}
+
+// Where nothing is in use and nothing is acquired, the pool is drained and
+// filled again too.
+func TestIdlePoolIsDrained(t *testing.T) {
+	w := newWorld(t)
+	h := w.hook(&pgxauth.Options{DrainAfter: 300 * time.Millisecond})
+	cfg := w.config()
+	cfg.MinConns = 4
+	w.pool(h, cfg)
+	testenv.Eventually(t, 30*time.Second, "4 connections", func() bool { return h.Conns()[w.client.Status(w.ref).Version] == 4 })
+	id := w.promote(w.set("app_clone"))
+	w.bus.publish(w.ref, id)
+	testenv.Eventually(t, 30*time.Second, "4 connections of the new version alone", func() bool {
+		c := h.Conns()
+		return len(c) == 1 && c[id] == 4
 	})
 }
 

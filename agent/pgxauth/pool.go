@@ -82,6 +82,9 @@ func (p *Pool) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "pool for %s"
 // moment.
 const minSweep = 50 * time.Millisecond
 
+// sweeping marks the context in which sweep acquires.
+type sweeping struct{}
+
 // sweep closes idle connections of superseded versions, each at its moment.
 func (p *Pool) sweep(ctx context.Context, changed <-chan struct{}) {
 	t := time.NewTimer(0)
@@ -94,8 +97,10 @@ func (p *Pool) sweep(ctx context.Context, changed <-chan struct{}) {
 		case <-changed:
 			pause = minSweep
 		case <-t.C:
-			// Acquiring runs PrepareConn, which drops what is due.
-			for _, c := range p.AcquireAllIdle(ctx) {
+			// Releasing runs AfterRelease, which drops what is due. Were it
+			// dropped by PrepareConn, pgxpool would not look after MinConns
+			// until its next health check.
+			for _, c := range p.AcquireAllIdle(context.WithValue(ctx, sweeping{}, true)) {
 				c.Release()
 			}
 			// What is left past its moment is in use, and goes when it is
