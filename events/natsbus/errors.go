@@ -5,12 +5,17 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyturn/keyturn/fault"
 )
+
+// refusalCheck is how often a waiting caller looks for a refusal.
+const refusalCheck = 50 * time.Millisecond
 
 // refusedSchedule are the answers to a schedule that can never work: the
 // pattern, and the time zone, for which nats.go has no name.
@@ -85,6 +90,48 @@ func denied(nc *nats.Conn, before error, subject string) error {
 	err := nc.LastError()
 	if err == nil || err == before || !errors.Is(err, nats.ErrPermissionViolation) || !strings.Contains(err.Error(), `"`+subject+`"`) { //nolint:errorlint // the same error value, not the same kind
 		return nil
+	}
+	return err
+}
+
+// guarded calls f and returns the server's refusal of one of subjects, if that
+// is why f fails. A refused request has no answer, so without this it would
+// look like a server that is away, and cost the whole time limit.
+func guarded(ctx context.Context, nc *nats.Conn, subjects []string, f func(context.Context) error) error {
+	before := nc.LastError()
+	refused := func() error {
+		for _, s := range subjects {
+			if err := denied(nc, before, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(refusalCheck)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				if refused() != nil {
+					cancel()
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	err := f(ctx)
+	cancel()
+	wg.Wait()
+	if err != nil {
+		if d := refused(); d != nil {
+			return d
+		}
 	}
 	return err
 }

@@ -59,7 +59,7 @@ func (b *Bus) RunSchedules(ctx context.Context, h func(ctx context.Context, name
 func (b *Bus) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	c, err := b.js.CreateOrUpdateConsumer(ctx, ScheduleStream, jetstream.ConsumerConfig{
+	cfg := jetstream.ConsumerConfig{
 		Durable:       ScheduleConsumer,
 		Description:   "Keyturn: what is due, for one replica each",
 		FilterSubject: duePrefix + ">",
@@ -68,6 +68,12 @@ func (b *Bus) consumer(ctx context.Context) (jetstream.Consumer, error) {
 		// No MaxDeliver: a gate's deadline must not be forgotten because its
 		// target was away for a day. Back-off bounds the work.
 		MaxDeliver: -1,
+	}
+	api := b.opts.api() + "CONSUMER.CREATE." + ScheduleStream + "." + ScheduleConsumer + "." + cfg.FilterSubject
+	var c jetstream.Consumer
+	err := guarded(ctx, b.nc, []string{api}, func(ctx context.Context) (err error) {
+		c, err = b.js.CreateOrUpdateConsumer(ctx, ScheduleStream, cfg)
+		return err
 	})
 	return c, classify("run schedules", err)
 }

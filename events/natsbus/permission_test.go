@@ -139,6 +139,16 @@ func TestAgentsCannotForge(t *testing.T) {
 	if err := NewSubscriber(connect("deaf"), nil).Subscribe(ctx, events.Filter{Tenant: "acme", Refs: refs("a")}, func(context.Context, events.Event) {}, nil); !fault.Is(err, fault.Denied) {
 		t.Errorf("without the right to read: %v; expected an error of kind denied", err)
 	}
+	agent.nc = connect("acme")
+	if agent.js, err = newJetStream(agent.nc, o); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.RunSchedules(ctx, nil); !fault.Is(err, fault.Denied) {
+		t.Errorf("run schedules without rights: %v; expected an error of kind denied", err)
+	}
+	if err := agent.Unschedule(ctx, "x"); !fault.Is(err, fault.Denied) {
+		t.Errorf("unschedule without rights: %v; expected an error of kind denied", err)
+	}
 	if _, err := Open(ctx, connect("acme"), nil); !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), EventStream) {
 		t.Errorf("open without rights: %v; expected an error of kind denied", err)
 	}

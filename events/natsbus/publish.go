@@ -71,24 +71,33 @@ func (b *Bus) publish(ctx context.Context, op, stream string, msgs []*nats.Msg) 
 		acks[i] = f
 		sent++
 	}
+	check := time.NewTicker(refusalCheck)
+	defer check.Stop()
 	for _, f := range acks[:sent] {
-		var err error
-		select {
-		case <-f.Ok():
-		case err = <-f.Err():
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		if err != nil {
-			if d := denied(b.nc, before, f.Msg().Subject); d != nil {
-				err = d
-			}
-			if first == nil {
-				first = err
-			}
+		if err := acked(ctx, f, check.C, func() error { return denied(b.nc, before, f.Msg().Subject) }); err != nil && first == nil {
+			first = err
 		}
 	}
 	return classify(op, first)
+}
+
+// acked waits for one acknowledgement. A refusal comes beside it, and is
+// looked for at each tick.
+func acked(ctx context.Context, f jetstream.PubAckFuture, tick <-chan time.Time, refused func() error) error {
+	for {
+		select {
+		case <-f.Ok():
+			return nil
+		case err := <-f.Err():
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick:
+			if err := refused(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // connected waits until nc is connected. Messages for a connection that is

@@ -127,9 +127,8 @@ func (r reader) list(ctx context.Context, filters []string) ([]string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	before := r.nc.LastError()
 	names := map[string]struct{}{}
-	err = func() error {
+	err = guarded(ctx, r.nc, []string{r.opts.api() + "STREAM.INFO." + r.stream}, func(ctx context.Context) error {
 		s, err := js.Stream(ctx, r.stream)
 		if err != nil {
 			return err
@@ -144,11 +143,8 @@ func (r reader) list(ctx context.Context, filters []string) ([]string, error) {
 			}
 		}
 		return nil
-	}()
+	})
 	if err != nil {
-		if d := denied(r.nc, before, r.opts.api()+"STREAM.INFO."+r.stream); d != nil {
-			err = d
-		}
 		return nil, classify("list subjects", err)
 	}
 	return slices.Sorted(maps.Keys(names)), nil

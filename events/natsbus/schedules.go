@@ -171,13 +171,16 @@ func (b *Bus) Unschedule(ctx context.Context, name string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
 	defer cancel()
-	s, err := b.js.Stream(ctx, ScheduleStream)
-	for _, prefix := range []string{specPrefix, duePrefix} {
-		if err == nil {
-			err = s.Purge(ctx, jetstream.WithPurgeSubject(prefix+events.Token(name)))
+	api := b.opts.api() + "STREAM."
+	return classify("unschedule", guarded(ctx, b.nc, []string{api + "INFO." + ScheduleStream, api + "PURGE." + ScheduleStream}, func(ctx context.Context) error {
+		s, err := b.js.Stream(ctx, ScheduleStream)
+		for _, prefix := range []string{specPrefix, duePrefix} {
+			if err == nil {
+				err = s.Purge(ctx, jetstream.WithPurgeSubject(prefix+events.Token(name)))
+			}
 		}
-	}
-	return classify("unschedule", err)
+		return err
+	}))
 }
 
 // ListSchedules returns the schedules that are set, by name.

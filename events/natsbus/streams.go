@@ -87,27 +87,29 @@ func (b *Bus) ensure(ctx context.Context, want jetstream.StreamConfig) error {
 	op := "open stream " + want.Name
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	before := b.nc.LastError()
-	fail := func(err error) error {
-		if d := denied(b.nc, before, b.opts.api()+"STREAM.INFO."+want.Name); d != nil {
-			err = d
+	api := b.opts.api() + "STREAM."
+	var s jetstream.Stream
+	created := false
+	err := guarded(ctx, b.nc, []string{api + "INFO." + want.Name, api + "CREATE." + want.Name}, func(ctx context.Context) (err error) {
+		s, err = b.js.Stream(ctx, want.Name)
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return err
 		}
-		return classify(op, err)
-	}
-	s, err := b.js.Stream(ctx, want.Name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		s, err = b.js.CreateStream(ctx, want)
-		if err == nil {
-			b.opts.Logger.InfoContext(ctx, "stream created", "stream", want.Name)
-			// A server that is too old drops the fields it does not know.
-			return verify(b.opts, want, s.CachedInfo().Config)
-		}
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica was faster
 			s, err = b.js.Stream(ctx, want.Name)
+			return err
 		}
-	}
+		created = err == nil
+		return err
+	})
 	if err != nil {
-		return fail(err)
+		return classify(op, err)
+	}
+	if created {
+		b.opts.Logger.InfoContext(ctx, "stream created", "stream", want.Name)
+		// A server that is too old drops the fields it does not know.
+		return verify(b.opts, want, s.CachedInfo().Config)
 	}
 	have := s.CachedInfo().Config
 	differs := verify(b.opts, want, have)
