@@ -16,7 +16,8 @@ help: ## list the targets
 .PHONY: run
 run: ## the whole pipeline on this machine: rotate, notify, refresh (ARGS="--help" for its flags)
 	@scripts/deps.sh go
-	@$(GO) build -trimpath -o build/keyturn ./cmd/keyturn
+	@[ -x build/keyturn ] || echo "keyturn: building; the first time takes a minute or two"
+	@$(GO) build -o build/keyturn ./cmd/keyturn
 	@exec build/keyturn dev --state $(STATE) $(ARGS)
 
 .PHONY: test

@@ -20,7 +20,7 @@ var version = "dev"
 
 // cli is the command line. Each command is one file.
 type cli struct {
-	Config  string           `help:"Configuration file." short:"c" default:".keyturn/keyturn.yaml" env:"KEYTURN_CONFIG" type:"path"`
+	Config  string           `help:"Configuration file." short:"c" default:"${config}" env:"KEYTURN_CONFIG" type:"path"`
 	Log     string           `help:"Log level on standard error: ${enum}." default:"warn" enum:"debug,info,warn,error" env:"KEYTURN_LOG"`
 	Version kong.VersionFlag `help:"Print the version."`
 
@@ -36,6 +36,9 @@ type cli struct {
 const description = `Keyturn rotates the credentials that fleets of AI agents hold, and tells the fleets within milliseconds.
 
 Start with "keyturn dev": it needs no account and no server. It writes .keyturn/keyturn.yaml, which the other commands read, so that from a second terminal you can try "keyturn status", "keyturn watch" and "keyturn rotate nats://keyturn/acme/llm-key".`
+
+// defaultConfig is what dev writes.
+const defaultConfig = ".keyturn/keyturn.yaml"
 
 // env is what a command needs of the world, so that tests can run commands
 // in process.
@@ -61,7 +64,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	exit := -1
 	parser, err := kong.New(&c,
 		kong.Name("keyturn"), kong.Description(description), kong.UsageOnError(),
-		kong.Vars{"version": version}, kong.Writers(stdout, stderr),
+		kong.Vars{"version": version, "config": defaultConfig}, kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Exit(func(code int) { exit = code }),
 	)

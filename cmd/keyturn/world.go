@@ -232,10 +232,25 @@ func listenAddr(ctx context.Context, want string) (string, error) {
 const sampleNotice = `{"version":"0","id":"6a7e8feb-b491-4cf7-a9f1-bf3703467718","detail-type":"Secret Label Updated","source":"aws.secretsmanager","account":"111122223333","time":"2026-06-01T10:00:00Z","region":"eu-west-1","resources":["arn:aws:secretsmanager:eu-west-1:111122223333:secret:prod/agents/payments-Ab12Cd"],"detail":{"name":"prod/agents/payments","labelUpdated":"AWSCURRENT","versionId":"9b1d7e42-0c5a-4f6b-8e3d-6a7c9f2b1d55"}}
 `
 
+// shown is a file of the state directory as a person would type it.
+func (w *world) shown(name string) string {
+	path := w.path(name)
+	if cwd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(cwd, path); err == nil && !strings.HasPrefix(rel, "..") {
+			return rel
+		}
+	}
+	return path
+}
+
 // banner says what runs and what to try.
 func (w *world) banner(addr string) string {
+	conf := ""
+	if c := w.shown("keyturn.yaml"); c != defaultConfig {
+		conf = " -c " + c
+	}
 	var b strings.Builder
-	_, _ = fmt.Fprintf(&b, "\nkeyturn dev: NATS on 127.0.0.1:%d, notifier on %s, state in %s\n", w.ports.NATS, addr, w.dir)
+	_, _ = fmt.Fprintf(&b, "\nkeyturn dev: NATS on 127.0.0.1:%d, notifier on %s, state in %s\n", w.ports.NATS, addr, w.shown("."))
 	if w.pg != nil {
 		_, _ = fmt.Fprintf(&b, "  acme/orders-db     PostgreSQL, two users that alternate\n  globex/billing-db  PostgreSQL, one user\n")
 	} else {
@@ -249,11 +264,11 @@ func (w *world) banner(addr string) string {
 Post what EventBridge would send, from another terminal:
   curl -sS -i -H "X-Api-Key: $(cat %[1]s)" -H 'Content-Type: application/json' --data @%[2]s http://%[3]s/v1/eventbridge
 Watch the events, ask for the state, rotate now:
-  build/keyturn -c %[4]s watch
-  build/keyturn -c %[4]s status
-  build/keyturn -c %[4]s rotate %[5]s
+  build/keyturn%[4]s watch
+  build/keyturn%[4]s status
+  build/keyturn%[4]s rotate %[5]s
 Ctrl-C stops in order. kill -9 is fine too: the next start finishes what was under way.
-`, w.path("webhook.key"), w.path("label-updated.json"), addr, w.path("keyturn.yaml"), refAcmeLLM)
+`, w.shown("webhook.key"), w.shown("label-updated.json"), addr, conf, refAcmeLLM)
 	return b.String()
 }
 
