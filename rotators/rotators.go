@@ -56,9 +56,11 @@ type Rotator interface {
 }
 
 // A Retirer is a Rotator that can revoke a superseded credential at the
-// target. Retire revokes old and nothing else, using c.Current for authority
-// where it needs any. What is revoked already, or cannot be revoked on its
-// own, is success.
+// target. Retire revokes old, and besides it only what an interrupted rotation
+// left and no version holds, using c.Current for authority where it needs any.
+// It never revokes what Current or Pending is, whatever old says: a value that
+// somebody edited is another value with the same credential. What is revoked
+// already, or cannot be revoked on its own, is success.
 type Retirer interface {
 	Retire(ctx context.Context, c Change, old secrets.Value) error
 }

@@ -29,7 +29,7 @@ func TestBadConfigs(t *testing.T) {
 		"quotes around an action":   {func(c *apikey.Config) { c.Create.Body = `{"name": "{{.Name}}"}` }, "without quotes"},
 		"quotes in a list":          {func(c *apikey.Config) { c.Create.Body = `["{{.Name}}"]` }, "without quotes"},
 		"not JSON":                  {func(c *apikey.Config) { c.Create.Body = `name={{.Name}}` }, "not valid JSON"},
-		"unknown field":             {func(c *apikey.Config) { c.Create.Body = `{"name": {{.Nmae}}}` }, "Nmae"},
+		"unknown field":             {func(c *apikey.Config) { c.Create.Body = `{"name": {{.Nickname}}}` }, "Nickname"},
 		"unknown var":               {func(c *apikey.Config) { c.Verify.URL += "?x={{.Vars.nothing}}" }, "nothing"},
 		"broken template":           {func(c *apikey.Config) { c.Revoke.URL += "{{" }, "revoke: url"},
 		"plain http":                {func(c *apikey.Config) { c.Verify.URL = "http://issuer.example/verify" }, "without TLS"},
@@ -119,7 +119,7 @@ func (o *openAI) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	case auth != "Bearer admin-key":
 		status = 401
-	case r.Method == "POST" && r.URL.Path == "/v1/organization/projects/proj_abc/service_accounts/svc_acct_abc/api_keys":
+	case r.Method == http.MethodPost && r.URL.Path == "/v1/organization/projects/proj_abc/service_accounts/svc_acct_abc/api_keys":
 		var in struct{ Name string }
 		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.Header.Get("Content-Type") != "application/json" {
 			o.t.Errorf("create: the body is not JSON: %v", err)
@@ -128,7 +128,7 @@ func (o *openAI) RoundTrip(r *http.Request) (*http.Response, error) {
 		k := map[string]any{"object": "organization.project.service_account.api_key", "id": fmt.Sprintf("key_%d", n), "name": in.Name, "created_at": 1711471533 + n, "value": fmt.Sprintf("sk-%d", n)}
 		o.keys = append(o.keys, k)
 		body = k
-	case r.Method == "GET" && r.URL.Path == keys:
+	case r.Method == http.MethodGet && r.URL.Path == keys:
 		if r.URL.Query().Get("owner_project_access") != "any" || r.URL.Query().Get("limit") != "50" {
 			o.t.Errorf("list: %s", r.URL)
 		}
@@ -137,7 +137,7 @@ func (o *openAI) RoundTrip(r *http.Request) (*http.Response, error) {
 			data = append(data, map[string]any{"object": "organization.project.api_key", "id": k["id"], "name": k["name"], "created_at": k["created_at"]})
 		}
 		body = map[string]any{"object": "list", "data": data, "has_more": false, "last_id": "key_x"}
-	case r.Method == "DELETE" && strings.HasPrefix(r.URL.Path, keys+"/"):
+	case r.Method == http.MethodDelete && strings.HasPrefix(r.URL.Path, keys+"/"):
 		status = 404
 		for i, k := range o.keys {
 			if r.URL.Path == keys+"/"+k["id"].(string) {

@@ -148,7 +148,7 @@ func (c *call) statusError(resp *http.Response, now time.Time) error {
 	}
 	if after, ok := parseRetryAfter(resp.Header.Get("Retry-After"), now); ok && e.Kind == fault.Unavailable {
 		e.Msg += ", to be retried after " + after.String()
-		e.Err = &retryAfter{after}
+		e.Err = &waitError{after}
 	}
 	if id := requestID(resp.Header); id != "" {
 		e.Msg += ", request " + id
@@ -156,15 +156,15 @@ func (c *call) statusError(resp *http.Response, now time.Time) error {
 	return e
 }
 
-// retryAfter adds no text to the error that it is the cause of.
-type retryAfter struct{ d time.Duration }
+// A waitError adds no text to the error that it is the cause of.
+type waitError struct{ d time.Duration }
 
-func (*retryAfter) Error() string { return "the issuer asks to wait" }
+func (*waitError) Error() string { return "the issuer asks to wait" }
 
 // RetryAfter returns how long the issuer asked to wait, if err came from an
 // answer that said so. It is at most a day.
 func RetryAfter(err error) (time.Duration, bool) {
-	var r *retryAfter
+	var r *waitError
 	if !errors.As(err, &r) {
 		return 0, false
 	}

@@ -56,7 +56,7 @@ func (w *world) rotator(t *testing.T, url string, o apikey.Options) rotators.Rot
 }
 
 // all calls every method and returns the errors of create, test and retire.
-func (w *world) all(t *testing.T, ctx context.Context, r rotators.Rotator) map[string]error {
+func (w *world) all(ctx context.Context, t *testing.T, r rotators.Rotator) map[string]error {
 	t.Helper()
 	c := change(t, w.current, secrets.Value{})
 	_, createErr := r.Create(ctx, c)
@@ -100,7 +100,7 @@ func TestStatuses(t *testing.T) {
 				_, _ = fmt.Fprint(rw, r.Header.Get("Authorization"))
 			}))
 			defer srv.Close()
-			for method, err := range w.all(t, t.Context(), w.rotator(t, srv.URL, apikey.Options{})) {
+			for method, err := range w.all(t.Context(), t, w.rotator(t, srv.URL, apikey.Options{})) {
 				if method == "retire" && c.status == 404 {
 					if err != nil {
 						t.Errorf("retire of a key that is gone: %v; want success", err)
@@ -198,7 +198,7 @@ func TestNobodyListens(t *testing.T) {
 	url := "http://" + l.Addr().String()
 	_ = l.Close()
 	w := newWorld()
-	for method, err := range w.all(t, t.Context(), w.rotator(t, url, apikey.Options{})) {
+	for method, err := range w.all(t.Context(), t, w.rotator(t, url, apikey.Options{})) {
 		if !fault.Is(err, fault.Unavailable) || fault.ClassOf(err) != fault.ClassNetwork {
 			t.Errorf("%s: %v; want unavailable, network", method, err)
 		}
@@ -218,14 +218,14 @@ func TestSilentServer(t *testing.T) {
 	defer close(release)
 	w := newWorld()
 	// Its own limit, and the caller's.
-	for method, err := range w.all(t, t.Context(), w.rotator(t, srv.URL, apikey.Options{Timeout: 20 * time.Millisecond})) {
+	for method, err := range w.all(t.Context(), t, w.rotator(t, srv.URL, apikey.Options{Timeout: 20 * time.Millisecond})) {
 		if !fault.Is(err, fault.Unavailable) || fault.ClassOf(err) != fault.ClassTimeout {
 			t.Errorf("%s: %v; want unavailable, timeout", method, err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	for method, err := range w.all(t, ctx, w.rotator(t, srv.URL, apikey.Options{})) {
+	for method, err := range w.all(ctx, t, w.rotator(t, srv.URL, apikey.Options{})) {
 		if !fault.Is(err, fault.Unavailable) || fault.ClassOf(err) != fault.ClassTimeout {
 			t.Errorf("%s before the caller's deadline: %v; want unavailable, timeout", method, err)
 		}
@@ -243,7 +243,7 @@ func TestTLS(t *testing.T) {
 	srv.StartTLS()
 	defer srv.Close()
 
-	for method, err := range w.all(t, t.Context(), w.rotator(t, srv.URL, apikey.Options{})) {
+	for method, err := range w.all(t.Context(), t, w.rotator(t, srv.URL, apikey.Options{})) {
 		if !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassTLS {
 			t.Errorf("%s with a certificate that nobody trusts: %v (kind %s, class %q); want denied, tls", method, err, fault.KindOf(err), fault.ClassOf(err))
 		}
@@ -262,7 +262,7 @@ func TestTLS(t *testing.T) {
 	}
 	plain := httptest.NewServer(http.NotFoundHandler())
 	defer plain.Close()
-	for method, err := range w.all(t, t.Context(), w.rotator(t, strings.Replace(plain.URL, "http:", "https:", 1), apikey.Options{})) {
+	for method, err := range w.all(t.Context(), t, w.rotator(t, strings.Replace(plain.URL, "http:", "https:", 1), apikey.Options{})) {
 		if !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassTLS {
 			t.Errorf("%s of a server without TLS: %v; want denied, tls", method, err)
 		}

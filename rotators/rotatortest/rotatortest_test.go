@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -64,6 +67,7 @@ type server struct {
 	first doc
 	kind  string
 	eager bool
+	wrong string // what the rotator does wrong, see TestMutants
 }
 
 // newServer makes targets. eager ones revoke every orphan, which is right
@@ -71,7 +75,7 @@ type server struct {
 func newServer(kind string, eager bool) func(*testing.T) rotatortest.Target {
 	return func(*testing.T) rotatortest.Target {
 		first := doc{Host: "db", User: "app", Password: "first-password-of-app"}
-		return &server{eager: eager, users: map[string]string{first.User: first.Password}, tags: map[string]string{}, first: first, kind: kind}
+		return &server{eager: eager, wrong: os.Getenv(mutantEnv), users: map[string]string{first.User: first.Password}, tags: map[string]string{}, first: first, kind: kind}
 	}
 }
 
@@ -157,6 +161,10 @@ func (r *rotator) Create(_ context.Context, c rotators.Change) (secrets.Value, e
 		return secrets.Value{}, err
 	}
 	d.User = r.other(d.User)
+	if r.s.wrong == "drops members" {
+		b, err := json.Marshal(d)
+		return secrets.NewValue(b), err
+	}
 	return write(d, c.Current)
 }
 
@@ -169,16 +177,35 @@ func (r *rotator) Set(ctx context.Context, c rotators.Change) error {
 	if err != nil {
 		return err
 	}
+	if r.s.wrong == "connects first" {
+		_ = r.call(ctx, "connect", func() {})
+	}
 	if pend.Host != cur.Host || pend.User != r.other(cur.User) {
 		return fault.Newf(fault.Invalid, "set", "pending names another target")
 	}
-	return r.call(ctx, "alter user", func() { r.s.users[pend.User] = pend.Password })
+	if r.s.wrong == "set once" && r.s.SignIn(ctx, c.Pending) == nil {
+		return fault.Newf(fault.Conflict, "set", "the password is that already")
+	}
+	if r.s.wrong == "sets another" {
+		pend.User = "somebody"
+	}
+	err = r.call(ctx, "alter user", func() { r.s.users[pend.User] = pend.Password })
+	if err != nil && r.s.wrong == "leaks" {
+		return fmt.Errorf("ALTER USER app PASSWORD '%s': %w", pend.Password, err)
+	}
+	if r.s.wrong == "locks out" {
+		delete(r.s.users, cur.User)
+	}
+	return err
 }
 
 func (r *rotator) Test(ctx context.Context, c rotators.Change) error {
 	var refused error
 	if err := r.call(ctx, "sign in", func() {}); err != nil {
 		return err
+	}
+	if r.s.wrong == "proves nothing" {
+		return nil
 	}
 	refused = r.s.SignIn(ctx, c.Pending)
 	return refused
@@ -218,7 +245,7 @@ func (r *issuing) Set(ctx context.Context, c rotators.Change) error {
 	prev, _ := read(c.Previous)
 	return r.call(ctx, "revoke orphans", func() {
 		for id := range r.s.users {
-			if id != cur.User && id != pend.User && id != prev.User && (r.s.eager || r.s.tags[id] == c.Token) {
+			if r.s.wrong != "leaves orphans" && id != cur.User && id != pend.User && id != prev.User && (r.s.eager || r.s.tags[id] == c.Token) {
 				delete(r.s.users, id)
 			}
 		}
@@ -229,6 +256,9 @@ func (r *issuing) Retire(ctx context.Context, c rotators.Change, old secrets.Val
 	d, err := read(old)
 	if err != nil {
 		return err
+	}
+	if r.s.wrong == "retires nothing" {
+		return nil
 	}
 	return r.call(ctx, "revoke", func() { delete(r.s.users, d.User) })
 }
@@ -254,6 +284,45 @@ func TestCrash(t *testing.T) {
 		t.Run(s.kind, func(t *testing.T) {
 			if n := rotatortest.Crash(t, newServer(s.kind, true), s.tr, newStore); n < 100 {
 				t.Errorf("%d crash points; want at least 100", n)
+			}
+		})
+	}
+}
+
+const mutantEnv = "ROTATORTEST_WRONG"
+
+// The suite can fail: rotators that do one thing wrong are found, by the case
+// that is meant to find them. Each runs in a process of its own, whose tests
+// fail.
+func TestMutants(t *testing.T) {
+	if os.Getenv(mutantEnv) != "" {
+		t.Skip("this is the process of a mutant")
+	}
+	for _, c := range []struct{ wrong, test, found string }{
+		{"drops members", "TestSuite/single", "C07_CreateKeepsWhatItDoesNotKnow"},
+		{"connects first", "TestSuite/alternating", "C13_PendingNamesAnotherTarget"},
+		{"set once", "TestSuite/single", "C12_SetRepeated"},
+		{"set once", "TestCrash/single", "TestCrash/single/SameToken"},
+		{"sets another", "TestSuite/alternating", "Whole"},
+		{"locks out", "TestSuite/alternating", "Whole"},
+		{"leaks", "TestSuite/alternating", "C30_NoValueLeaks"},
+		{"proves nothing", "TestSuite/single", "C21_TestProvesPending"},
+		{"retires nothing", "TestSuite/issuer", "TenInARow"},
+		{"leaves orphans", "TestCrash/issuer", "TestCrash/issuer/SameToken"},
+	} {
+		t.Run(c.wrong, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+strings.ReplaceAll(c.test, "/", "$/^")+"$", "-test.timeout=60s")
+			cmd.Env = append(os.Environ(), mutantEnv+"="+c.wrong)
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatal("the suite passed")
+			}
+			byIt := false
+			for line := range strings.Lines(string(out)) {
+				byIt = byIt || strings.Contains(line, "--- FAIL") && strings.Contains(line, c.found)
+			}
+			if !byIt {
+				t.Errorf("the suite failed without %s:\n%s", c.found, out)
 			}
 		})
 	}
