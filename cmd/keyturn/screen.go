@@ -70,8 +70,7 @@ func (s *screen) draw() {
 	}
 }
 
-// run keeps the footer fresh until ctx is done, and leaves the last one
-// standing.
+// run keeps the footer fresh until ctx is done, and takes it away then.
 func (s *screen) run(ctx context.Context) {
 	every := footerInFile
 	if s.tty {
@@ -84,6 +83,7 @@ func (s *screen) run(ctx context.Context) {
 		case <-ctx.Done():
 			s.mu.Lock()
 			s.erase()
+			s.tty = false // from here on lines only
 			s.mu.Unlock()
 			return
 		case <-tick.C:
