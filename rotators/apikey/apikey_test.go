@@ -373,6 +373,27 @@ func TestWithoutList(t *testing.T) {
 	}
 }
 
+// With KeepPrevious a superseded key is somebody else's decision, however old.
+func TestKeepPrevious(t *testing.T) {
+	tg := newIssuer(t, time.Nanosecond, 0)
+	s, id := newStore(t, tg.initial)
+	for range 4 {
+		r := rotators.NewRunner(s, tg.Rotator(t, nil), &rotators.Options{KeepPrevious: true})
+		if _, err := r.Rotate(t.Context(), id, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := tg.Live(t); n != 5 {
+		t.Errorf("%d keys are alive; want all 5", n)
+	}
+	if err := rotators.NewRunner(s, tg.Rotator(t, nil), nil).Retire(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if n := tg.Live(t); n != 4 {
+		t.Errorf("%d keys are alive after one was retired; want 4", n)
+	}
+}
+
 // The administrator's credential comes from where current or the
 // configuration says.
 func TestAdmin(t *testing.T) {
