@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyturn/keyturn/events"
@@ -26,6 +27,9 @@ const (
 	duePrefix          = schedulePrefix + "due."
 	deadLetterMaxAge   = 90 * 24 * time.Hour
 	deadLetterMaxBytes = 1 << 30
+
+	openTimeout = 30 * time.Second // for one stream
+	openAttempt = 3 * time.Second
 )
 
 // streams returns the streams as they are created.
@@ -85,24 +89,14 @@ func streams(o Options) []jetstream.StreamConfig {
 // ensure creates the stream, or verifies the one that is there.
 func (b *Bus) ensure(ctx context.Context, want jetstream.StreamConfig) error {
 	op := "open stream " + want.Name
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	api := b.opts.api() + "STREAM."
-	var s jetstream.Stream
-	created := false
-	err := guarded(ctx, b.nc, []string{api + "INFO." + want.Name, api + "CREATE." + want.Name}, func(ctx context.Context) (err error) {
-		s, err = b.js.Stream(ctx, want.Name)
-		if !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return err
-		}
-		s, err = b.js.CreateStream(ctx, want)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica was faster
-			s, err = b.js.Stream(ctx, want.Name)
-			return err
-		}
-		created = err == nil
-		return err
-	})
+	s, created, err := b.obtain(ctx, want)
+	// A cluster without a leader, as when it has just started, does not answer,
+	// or says so. Both pass.
+	for wait := minRetry; err != nil && passing(err) && pause(ctx, wait); wait = min(2*wait, time.Second) {
+		s, created, err = b.obtain(ctx, want)
+	}
 	if err != nil {
 		return classify(op, err)
 	}
@@ -127,6 +121,34 @@ func (b *Bus) ensure(ctx context.Context, want jetstream.StreamConfig) error {
 	}
 	b.opts.Logger.InfoContext(ctx, "stream updated", "stream", want.Name)
 	return verify(b.opts, want, s.CachedInfo().Config)
+}
+
+// obtain gets the stream that is there, or creates it.
+func (b *Bus) obtain(ctx context.Context, want jetstream.StreamConfig) (s jetstream.Stream, created bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, openAttempt)
+	defer cancel()
+	api := b.opts.api() + "STREAM."
+	err = guarded(ctx, b.nc, []string{api + "INFO." + want.Name, api + "CREATE." + want.Name}, func(ctx context.Context) (err error) {
+		s, err = b.js.Stream(ctx, want.Name)
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return err
+		}
+		s, err = b.js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica was faster
+			s, err = b.js.Stream(ctx, want.Name)
+			return err
+		}
+		created = err == nil
+		return err
+	})
+	return s, created, err
+}
+
+// passing reports whether Open should ask again.
+func passing(err error) bool {
+	api := apiError(err)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		api != nil && api.Code == 503 && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
 // A field is one property of a stream that matters.

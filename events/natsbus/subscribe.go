@@ -41,6 +41,7 @@ type Subscriber struct {
 	nc      *nats.Conn
 	opts    Options
 	ignored atomic.Uint64
+	settle  time.Duration // for tests; see settleAfter
 }
 
 // NewSubscriber returns a Subscriber on nc. It sends nothing yet. nc should
