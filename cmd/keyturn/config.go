@@ -24,6 +24,7 @@ import (
 type config struct {
 	NATS     natsConfig     `koanf:"nats"`
 	Store    storeConfig    `koanf:"store"`
+	AWS      awsConfig      `koanf:"aws"`
 	Notifier notifierConfig `koanf:"notifier"`
 	Secrets  []secretConfig `koanf:"secrets"`
 }
@@ -41,6 +42,11 @@ type storeConfig struct {
 	Bucket  string `koanf:"bucket"`
 	KeyFile string `koanf:"key_file"`
 	KeyEnv  string `koanf:"key_env"`
+}
+
+// awsConfig is what the environment and profile of AWS do not say.
+type awsConfig struct {
+	Endpoint string `koanf:"endpoint"`
 }
 
 type notifierConfig struct {
@@ -122,17 +128,20 @@ func loadConfig(path string) (*config, error) {
 	if c.NATS.URL == "" {
 		return nil, bad("nats.url is missing; expected something like nats://127.0.0.1:4222")
 	}
-	if c.Store.KeyFile == "" && c.Store.KeyEnv == "" {
-		return nil, bad("store.key_file and store.key_env are both missing; make a key with keyturn keygen FILE")
-	}
 	seen := map[ref.Ref]bool{}
 	for i := range c.Secrets {
 		s := &c.Secrets[i]
 		if s.ref, err = ref.Parse(s.Ref); err != nil {
 			return nil, bad("secrets[%d]: %v", i, err)
 		}
-		if s.ref.Provider != ref.NATS || s.ref.Scope != c.Store.Bucket {
+		switch {
+		case s.ref.Provider == ref.AWS:
+		case s.ref.Provider != ref.NATS:
+			return nil, bad("secrets[%d]: %s: this version rotates nats:// and aws:// secrets", i, s.ref)
+		case s.ref.Scope != c.Store.Bucket:
 			return nil, bad("secrets[%d]: %s is not in the store of this configuration; expected nats://%s/NAME", i, s.ref, c.Store.Bucket)
+		case c.Store.KeyFile == "" && c.Store.KeyEnv == "":
+			return nil, bad("store.key_file and store.key_env are both missing; make a key with keyturn keygen FILE")
 		}
 		if seen[s.ref] {
 			return nil, bad("secrets[%d]: %s is named twice", i, s.ref)

@@ -63,7 +63,7 @@ func startAgents(ctx context.Context, w *world, log *slog.Logger, d *dev, wg *sy
 		if err != nil {
 			return nil, err
 		}
-		store, err := openStore(ctx, nc, w.cfg)
+		store, err := (&stores{cfg: w.cfg, nc: nc, log: log}).builtIn(ctx)
 		if err != nil {
 			nc.Close()
 			return nil, err

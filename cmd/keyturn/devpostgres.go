@@ -212,11 +212,15 @@ func ensureSecret(ctx context.Context, store seedStore, name string, first func(
 func (w *world) seed(ctx context.Context, p *pipeline) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := w.issuer.seed(ctx, p.store, w.pg == nil); err != nil {
+	store, err := p.stores.builtIn(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.issuer.seed(ctx, store, w.pg == nil); err != nil {
 		return err
 	}
 	if w.pg == nil {
 		return nil
 	}
-	return w.pg.seed(ctx, p.store)
+	return w.pg.seed(ctx, store)
 }

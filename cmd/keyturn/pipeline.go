@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/events/eventbridge"
@@ -22,18 +21,17 @@ import (
 	"github.com/keyturn/keyturn/notifier/webhook"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
-	"github.com/keyturn/keyturn/secrets/natskv"
 )
 
 // A pipeline is everything that one configuration describes, opened: the bus,
-// the store and one runner a secret. Commands that do a single thing open it
+// the stores and one runner a secret. Commands that do a single thing open it
 // too; serve and dev also run its notifier and schedules.
 type pipeline struct {
 	cfg     *config
 	log     *slog.Logger
 	nc      *nats.Conn
 	bus     *natsbus.Bus
-	store   *natskv.Store
+	stores  *stores
 	runners map[ref.Ref]*rotators.Runner
 }
 
@@ -85,33 +83,22 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 	if p.bus, err = natsbus.Open(ctx, p.nc, &natsbus.Options{Replicas: cfg.NATS.Replicas, Logger: log}); err != nil {
 		return nil, err
 	}
-	if p.store, err = openStore(ctx, p.nc, cfg); err != nil {
-		return nil, err
-	}
+	p.stores = &stores{cfg: cfg, nc: p.nc, log: log}
 	for i := range cfg.Secrets {
 		s := &cfg.Secrets[i]
-		rot, err := newRotator(s, p.store)
+		store, err := p.stores.of(ctx, s.ref)
 		if err != nil {
 			return nil, fmt.Errorf("secret %s: %w", s.ref, err)
 		}
-		p.runners[s.ref] = rotators.NewRunner(p.store, rot, &rotators.Options{
+		rot, err := newRotator(s, p.stores.value)
+		if err != nil {
+			return nil, fmt.Errorf("secret %s: %w", s.ref, err)
+		}
+		p.runners[s.ref] = rotators.NewRunner(store, rot, &rotators.Options{
 			Publisher: p.bus, Tenant: cfg.tenant, Logger: log, Observe: observe,
 		})
 	}
 	return p, nil
-}
-
-// openStore opens the built-in store.
-func openStore(ctx context.Context, nc *nats.Conn, cfg *config) (*natskv.Store, error) {
-	keys, err := natskv.LoadKeys(cfg.Store.KeyFile, cfg.Store.KeyEnv)
-	if err != nil {
-		return nil, err
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, fmt.Errorf("JetStream: %w", err)
-	}
-	return natskv.Open(ctx, js, keys, &natskv.Options{Bucket: cfg.Store.Bucket, Replicas: cfg.NATS.Replicas})
 }
 
 func (p *pipeline) close() {
@@ -277,8 +264,4 @@ func rootCAs(path string) (*x509.CertPool, error) {
 // clientTLS verifies a server's name and chain.
 func clientTLS(pool *x509.CertPool, host string) *tls.Config {
 	return &tls.Config{RootCAs: pool, ServerName: host, MinVersion: tls.VersionTLS12}
-}
-
-func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, d)
 }

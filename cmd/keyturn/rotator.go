@@ -5,27 +5,15 @@ import (
 	"encoding/json"
 
 	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
 	"github.com/keyturn/keyturn/rotators/apikey"
 	"github.com/keyturn/keyturn/rotators/postgres"
 	"github.com/keyturn/keyturn/secrets"
 )
 
-// newRotator makes the rotator that s names. Secrets that another one names
-// as its authority (masterarn, adminarn) are read from the same store.
-func newRotator(s *secretConfig, store secrets.Reader) (rotators.Rotator, error) {
-	authority := func(ctx context.Context, name string) (secrets.Value, error) {
-		r, err := ref.Parse(name)
-		if err != nil {
-			return secrets.Value{}, err
-		}
-		v, err := store.Get(ctx, r, secrets.Current)
-		if err != nil {
-			return secrets.Value{}, err
-		}
-		return v.Value, nil
-	}
+// newRotator makes the rotator that s names. authority reads the secret that
+// another one names in masterarn or adminarn.
+func newRotator(s *secretConfig, authority func(ctx context.Context, name string) (secrets.Value, error)) (rotators.Rotator, error) {
 	switch s.Rotator {
 	case rotatorPostgresSingle, rotatorPostgresAlternating:
 		pool, err := rootCAs(s.Postgres.CAFile)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func (c *statusCmd) Run(e *env) error {
 		if s, err := cfg.secret(r); err == nil {
 			row.Schedule = s.Schedule
 		}
-		d, err := p.store.Describe(ctx, r)
+		d, err := describe(ctx, p.stores, r)
 		if err != nil {
 			row.Error = err.Error()
 			failed++
@@ -93,6 +94,14 @@ func (c *statusCmd) Run(e *env) error {
 		return fmt.Errorf("%d of %d secrets could not be read", failed, len(rows))
 	}
 	return nil
+}
+
+func describe(ctx context.Context, s *stores, r ref.Ref) (*secrets.Description, error) {
+	st, err := s.of(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return st.Describe(ctx, r)
 }
 
 func holder(d *secrets.Description, s secrets.Stage) (string, time.Time) {

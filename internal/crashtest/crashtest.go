@@ -151,7 +151,7 @@ func (in *Injector) Transport(rt http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		var resp *http.Response
 		err := in.Call(req.Method+" "+req.URL.Path+" "+req.Header.Get("X-Amz-Target"), func() (err error) {
-			resp, err = rt.RoundTrip(req)
+			resp, err = rt.RoundTrip(req) //nolint:bodyclose // closed below, or by who gets it
 			return err
 		})
 		if err != nil && resp != nil {

@@ -95,7 +95,7 @@ func Find(b []byte, c string) string {
 		"HEX":    strings.ToUpper(hex.EncodeToString([]byte(c))),
 		"query":  url.QueryEscape(c),
 		"quoted": strings.Trim(strconv.Quote(c), `"`),
-		"bytes":  strings.Trim(fmt.Sprint([]byte(c)), "[]"),
+		"bytes":  strings.Trim(fmt.Sprint([]byte(c)), "[]"), //nolint:staticcheck // the numbers are meant
 	}
 	for i := range 3 {
 		// The characters at both ends depend on the neighbours; cut them off.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -144,7 +143,7 @@ func (c *cluster) run(ctx context.Context, port int) (*process, error) {
 // command prepares one of the binaries with an environment that nothing of
 // ours, such as PGDATA or PGOPTIONS, can reach.
 func (c *cluster) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(c.opts.BinDir, name), args...) //nolint:gosec // the operator's own binaries
+	cmd := exec.Command(filepath.Join(c.opts.BinDir, name), args...) //nolint:gosec,noctx // the operator's own binaries; the server outlives the context of its start
 	cmd.Dir = c.opts.Dir
 	cmd.Env = []string{"PATH=" + c.opts.BinDir + string(os.PathListSeparator) + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
 	cmd.Stdout, cmd.Stderr = c.log, c.log
@@ -190,5 +189,5 @@ func (t *tail) reset() {
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return strings.TrimSpace(fmt.Sprintf("%s", t.b))
+	return strings.TrimSpace(string(t.b))
 }

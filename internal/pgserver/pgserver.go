@@ -137,7 +137,7 @@ func start(ctx context.Context, o Options, as *identity) (*Server, error) {
 	}
 	// Somebody may take the port between our look and the server's bind.
 	for range 3 {
-		if s.Port, err = c.port(); err != nil {
+		if s.Port, err = c.port(ctx); err != nil {
 			return nil, fault.New(fault.Unavailable, op, err)
 		}
 		if s.proc, err = c.run(ctx, s.Port); err == nil || o.Port != 0 || !strings.Contains(c.log.String(), "could not bind") {
@@ -156,18 +156,19 @@ func start(ctx context.Context, o Options, as *identity) (*Server, error) {
 }
 
 // port picks the port to listen on.
-func (c *cluster) port() (int, error) {
+func (c *cluster) port(ctx context.Context) (int, error) {
+	var lc net.ListenConfig
 	if c.opts.Port != 0 {
 		return c.opts.Port, nil
 	}
 	if b, err := os.ReadFile(filepath.Join(c.opts.Dir, "port")); err == nil {
 		if p, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && p > 0 {
-			if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p))); err == nil {
+			if l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p))); err == nil {
 				return p, l.Close()
 			}
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"mime"
 	"net/http"
 	"strings"
@@ -215,20 +214,20 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, code int, why st
 func (s *server) away(w http.ResponseWriter, r *http.Request, why string, err error) {
 	log := s.o.Logger.With("why", why, "remote", r.RemoteAddr)
 	if err != nil {
-		log = log.With("kind", fault.KindOf(err).String(), "class", string(fault.ClassOf(err)), errAttr(err))
+		log = log.With("kind", fault.KindOf(err).String(), "class", string(fault.ClassOf(err)), "err", errText(err))
 	}
 	log.WarnContext(r.Context(), "answered 503, the sender will repeat it")
 	w.Header().Set("Retry-After", retryAfter)
 	answer(w, http.StatusServiceUnavailable, why)
 }
 
-// errAttr is err's text where it is classified, which means that it may be
+// errText is err's text where it is classified, which means that it may be
 // logged, or else its type.
-func errAttr(err error) slog.Attr {
+func errText(err error) string {
 	if f := (*fault.Error)(nil); errors.As(err, &f) {
-		return slog.String("err", err.Error())
+		return err.Error()
 	}
-	return slog.String("err", fmt.Sprintf("%T", err))
+	return fmt.Sprintf("%T", err)
 }
 
 func answer(w http.ResponseWriter, code int, text string) {
