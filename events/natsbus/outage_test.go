@@ -63,7 +63,7 @@ func TestPublishedWhileAway(t *testing.T) {
 	h.eventually(t, "a", "away")
 }
 
-// TestSubscribeBeforeTheServer: a subscriber may start during an outage.
+// TestSubscribeDuringOutage: a subscriber may start during an outage.
 func TestSubscribeDuringOutage(t *testing.T) {
 	srv := testenv.NATS(t)
 	b := open(t, srv.Conn(t), nil)
@@ -149,10 +149,7 @@ func TestHandlerOneAtATime(t *testing.T) {
 		publish(t, b, activated("new", fmt.Sprint(i)))
 	}
 	h.wait(t)
-	for i := range 50 {
-		_ = i
-		h.eventually(t, "new", "49")
-	}
+	h.eventually(t, "new", "49")
 	if most.Load() != 1 {
 		t.Errorf("%d handlers at once; expected one", most.Load())
 	}

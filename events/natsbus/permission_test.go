@@ -117,7 +117,7 @@ func TestTenantsAreApart(t *testing.T) {
 }
 
 // TestAgentsCannotForge: an agent has no right to publish events, and gets
-// Denied at once, not a timeout.
+// Denied at once, not after the time limit.
 func TestAgentsCannotForge(t *testing.T) {
 	connect := secured(t)
 	b := open(t, connect("operator"), nil)

@@ -17,7 +17,7 @@ import (
 	"github.com/keyturn/keyturn/ref"
 )
 
-// stored counts the messages of a stream.
+// storedIn counts the messages of a stream.
 func storedIn(t testing.TB, b *Bus, stream string) uint64 {
 	t.Helper()
 	s, err := b.js.Stream(t.Context(), stream)

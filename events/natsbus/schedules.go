@@ -20,8 +20,7 @@ const (
 	headerName = "Keyturn-Schedule-Name" // percent-encoded
 	maxName    = 256
 	maxPayload = 64 << 10
-	// dueTTL is how long a firing waits for somebody to handle it, and how
-	// long the last handled one stays visible.
+	// dueTTL is how long a firing waits for somebody to handle it.
 	dueTTL = "720h"
 )
 

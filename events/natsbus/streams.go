@@ -73,8 +73,10 @@ func streams(o Options) []jetstream.StreamConfig {
 		Description: "Keyturn: schedules and what is due",
 		Subjects:    []string{schedulePrefix + ">"},
 		Storage:     jetstream.FileStorage,
-		Retention:   jetstream.LimitsPolicy,
-		Discard:     jetstream.DiscardOld,
+		// What is done is gone: were the consumer made anew, it must not begin
+		// old jobs again. Specifications stay, since no consumer takes them.
+		Retention: jetstream.WorkQueuePolicy,
+		Discard:   jetstream.DiscardOld,
 		// One specification a name, and of what is due only the latest.
 		MaxMsgsPerSubject: 1,
 		Duplicates:        2 * time.Minute,
