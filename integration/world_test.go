@@ -264,19 +264,31 @@ func newIssuer(t *testing.T, maxKeys int) *issuer {
 
 func (i *issuer) Rotator(t *testing.T, in *crashtest.Injector) rotators.Rotator {
 	t.Helper()
+	var rt http.RoundTripper = i.rt
+	if in != nil {
+		rt = in.Transport(rt)
+	}
+	r, err := apikey.New(i.config(), i.options(rt))
+	must(t, err)
+	return r
+}
+
+// options are those of a rotator that takes every orphan for an old one.
+func (i *issuer) options(rt http.RoundTripper) *apikey.Options {
 	admin := func(_ context.Context, name string) (secrets.Value, error) {
 		if name != issuerAdmin {
 			return secrets.Value{}, fault.Newf(fault.NotFound, "read", "no secret %s", name)
 		}
 		return secrets.NewString(`{"key":"` + i.admin + `"}`), nil
 	}
-	var rt http.RoundTripper = i.rt
-	if in != nil {
-		rt = in.Transport(rt)
-	}
+	return &apikey.Options{Admin: admin, Transport: rt, OrphanAge: 1}
+}
+
+// config is how the issuer is spoken to.
+func (i *issuer) config() apikey.Config {
 	auth := map[string]string{"Authorization": "Bearer {{.Admin}}"}
 	keys := i.URL + "/v1/projects/acme/keys"
-	r, err := apikey.New(apikey.Config{
+	return apikey.Config{
 		Create: apikey.CreateRequest{Request: apikey.Request{URL: keys, Headers: auth, Body: `{"name": {{.Name}}}`}},
 		Verify: apikey.Request{URL: i.URL + "/v1/verify", Headers: map[string]string{"Authorization": "Bearer {{.Key}}"}},
 		Revoke: apikey.Request{URL: keys + "/{{.ID}}", Headers: auth},
@@ -284,9 +296,7 @@ func (i *issuer) Rotator(t *testing.T, in *crashtest.Injector) rotators.Rotator 
 			Request: apikey.Request{URL: keys + "?limit=2{{if .Cursor}}&after={{.Cursor}}{{end}}", Headers: auth},
 			Next:    "/last_id", More: "/has_more",
 		},
-	}, &apikey.Options{Admin: admin, Transport: rt, OrphanAge: 1})
-	must(t, err)
-	return r
+	}
 }
 
 func (i *issuer) Initial() secrets.Value { return i.first }
@@ -326,6 +336,7 @@ func (i *issuer) Live(*testing.T) int { return len(i.Issuer.Keys("acme", "")) }
 type broker struct {
 	*testenv.NATSServer
 	keys natskv.Keys
+	file string // holds them
 }
 
 func newBroker(t *testing.T) *broker {
@@ -334,7 +345,7 @@ func newBroker(t *testing.T) *broker {
 	must(t, natskv.GenerateKeyFile(path))
 	keys, err := natskv.LoadKeys(path, "")
 	must(t, err)
-	return &broker{testenv.NATS(t), keys}
+	return &broker{testenv.NATS(t), keys, path}
 }
 
 // store opens the store as a process of its own has it.
