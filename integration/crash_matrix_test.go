@@ -124,7 +124,8 @@ func (b *awsBackend) create(t *testing.T, v secrets.Value) ref.Ref {
 // calls is a backend whose points are the store's calls as a whole, not those
 // on the wire. It is for credentials that a target issues, where nobody but
 // us opens the rotation: there a put that died between its two requests to
-// AWS keeps a key out of sight, which the next attempt takes for an orphan.
+// AWS keeps a key out of sight, which the next attempt takes for an orphan
+// (see RotateOnTheWire).
 type calls struct{ backend }
 
 func (c calls) open(t *testing.T, in *crashtest.Injector) secrets.Store {
@@ -193,6 +194,12 @@ func TestCrashMatrix(t *testing.T) {
 						})
 					})
 				}
+				t.Run("RotateOnTheWire", func(t *testing.T) {
+					t.Skip("known defect: a put that dies between PutSecretValue and UpdateSecretVersionStage, when nobody but us opens the rotation, is never recovered once its key counts as an orphan")
+					crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+						(&victim{t: t, be: aws, target: newIssuer(t, 2), tr: traits, bus: bus, js: js}).survives(in)
+					})
+				})
 				t.Logf("crash points: %d", points)
 				return
 			}
