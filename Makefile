@@ -40,7 +40,7 @@ fuzz: ## fuzz the decoders (FUZZTIME=1m each)
 	@scripts/fuzz.sh
 
 .PHONY: bench
-bench: ## what a hit, an event and a rotation cost, each beside its baseline
+bench: ## what a hit and an event cost, each beside its baseline
 	@scripts/deps.sh go
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent ./events/natsbus
 
