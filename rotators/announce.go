@@ -27,6 +27,22 @@ func (r *Runner) announceFinish(ctx context.Context, id ref.Ref, token, version,
 	return nil
 }
 
+// announceAgain says once more which version is current, before the one that
+// it superseded is retired: whoever finished the last rotation may have died
+// before it told anybody, and then the fleet still holds what is about to be
+// revoked. The id is that of the first announcement, so the bus stores it once.
+func (r *Runner) announceAgain(ctx context.Context, c Change, version string) error {
+	if _, ok := r.rotator.(Retirer); !ok || c.Previous.IsZero() || r.opts.Publisher == nil {
+		return nil
+	}
+	e := r.fill(events.New(events.VersionActivated, c.Ref, time.Now(), version))
+	e.Data.Version = version
+	if err := r.opts.Publisher.Publish(ctx, e); err != nil {
+		return fmt.Errorf("announce the current version before the previous one is retired: %w", err)
+	}
+	return nil
+}
+
 func (r *Runner) announceFailure(ctx context.Context, id ref.Ref, token string, p Phase, err error) {
 	now := time.Now()
 	e := r.fill(events.New(events.RotationFailed, id, now, token, string(p), now.UTC().Format(time.RFC3339Nano)))

@@ -98,6 +98,9 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 		return err
 	}
 	if !r.opts.KeepPrevious {
+		if err := r.announceAgain(ctx, c, current.ID); err != nil {
+			return err
+		}
 		if err := r.retire(ctx, c); err != nil {
 			return fmt.Errorf("retire the superseded credential: %w", err)
 		}
@@ -236,6 +239,19 @@ func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f fun
 	c := Change{Ref: id, Token: token, Current: current.Value, Pending: pending.Value}
 	if c.Previous, err = r.previous(ctx, id); err != nil {
 		return err
+	}
+	c.StillPending = func(ctx context.Context) error {
+		now, err := r.store.Get(ctx, id, secrets.Pending)
+		if err == nil && now.Token == token {
+			return nil
+		}
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("read pending again: %w", err)
+		}
+		return &fault.Error{
+			Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "rotate",
+			Msg: fmt.Sprintf("rotation %s of %s was ended by another process meanwhile; nothing was changed", token, id),
+		}
 	}
 	return f(ctx, c)
 }

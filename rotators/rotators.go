@@ -31,6 +31,12 @@ type Change struct {
 	Token string // the rotation token: names this rotation across retries
 
 	Current, Pending, Previous secrets.Value
+
+	// StillPending, if not nil, reads the store again and returns nil if
+	// Pending still is what this rotation has staged. A rotator whose target
+	// has a lock calls it under that lock, right before the change: a process
+	// that stalled must not undo what others have rotated to meanwhile.
+	StillPending func(context.Context) error
 }
 
 // A Rotator knows one kind of target. Every method may be called again with

@@ -3,6 +3,7 @@ package rotators
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"time"
@@ -102,6 +103,16 @@ func NewToken() string {
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// TokenOf returns the rotation token of an occasion, such as one firing of a
+// schedule: the same occasion delivered twice is one rotation. It has the form
+// of a UUID, version 8 (RFC 9562, section 5.8).
+func TokenOf(occasion string) string {
+	b := sha256.Sum256([]byte("keyturn rotation token\x00" + occasion))
+	b[6] = b[6]&0x0f | 0x80
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
 // Step runs one phase, as a service that drives the rotation asks for it. A

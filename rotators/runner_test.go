@@ -560,7 +560,7 @@ func TestAnnouncements(t *testing.T) {
 		t.Errorf("announced %v, then %v; want the same two ids", first, again)
 	}
 	f.bus.fail = func(e events.Event) error {
-		if e.Type == events.VersionActivated {
+		if e.Type == events.VersionActivated && e.ID != first[0].ID {
 			return errors.New("bus is away")
 		}
 		return nil
@@ -573,6 +573,13 @@ func TestAnnouncements(t *testing.T) {
 	if err := f.runner().Step(t.Context(), f.id, tokenB, "finishSecret"); err == nil {
 		t.Error("a repeated finish that was not announced succeeded")
 	}
+	// Nor does another rotation retire what the fleet still holds, as long as
+	// nobody could be told what is current.
+	_ = f.target.took()
+	if _, err := f.runner().Rotate(t.Context(), f.id, ""); err == nil {
+		t.Error("a rotation began though the one before it was not announced")
+	}
+	f.want("calls meanwhile", f.target.took(), "")
 	f.bus.fail = nil
 	_ = f.bus.took()
 	f.rotate(tokenB)
@@ -640,7 +647,7 @@ func TestRetire(t *testing.T) {
 	_ = f.bus.took()
 	f.rotate("")
 	f.want("calls of the second", f.target.took(), "retire v0, create, set, test")
-	f.want("events", f.bus.took(), "rotation.started, version.retired, version.activated, rotation.succeeded")
+	f.want("events", f.bus.took(), "rotation.started, version.activated, version.retired, version.activated, rotation.succeeded")
 
 	if err := f.runner().Retire(t.Context(), f.id); err != nil {
 		t.Fatal(err)
@@ -785,4 +792,35 @@ func TestParsePhase(t *testing.T) {
 			t.Errorf("%q is %q, %v; want an error of kind invalid", s, got, err)
 		}
 	}
+}
+
+// One occasion is one rotation, however often it comes.
+func TestTokenOf(t *testing.T) {
+	a := rotators.TokenOf("schedule/1")
+	if a != rotators.TokenOf("schedule/1") || a == rotators.TokenOf("schedule/2") {
+		t.Error("tokens do not follow the occasion")
+	}
+	if len(a) != 36 || a[14] != '8' || !strings.ContainsRune("89ab", rune(a[19])) {
+		t.Errorf("%q has not the form of a UUID of version 8", a)
+	}
+}
+
+// A process that stalled is told so under the target's lock.
+func TestStillPending(t *testing.T) {
+	f := setUp(t)
+	var stale func(context.Context) error
+	f.target.before = func(_ context.Context, call string, c rotators.Change) error {
+		if call == "set" && stale == nil {
+			stale = c.StillPending
+			if err := stale(t.Context()); err != nil {
+				t.Errorf("while it is pending: %v", err)
+			}
+		}
+		return nil
+	}
+	f.rotate("")
+	err := stale(t.Context())
+	f.kind("after the rotation", err, fault.Conflict, fault.ClassConcurrency)
+	f.rotate("")
+	f.kind("after another", stale(t.Context()), fault.Conflict, fault.ClassConcurrency)
 }

@@ -92,6 +92,9 @@ func (r *alternating) Set(ctx context.Context, c rotators.Change) error {
 		if done, err := r.signsIn(ctx, op, at); done || err != nil {
 			return errors.Join(err, errDone(done))
 		}
+		if err := stillPending(ctx, c); err != nil {
+			return err
+		}
 		return s.setAlternate(ctx, cur.Username, pend)
 	})
 }

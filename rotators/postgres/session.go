@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/dbsecret"
+	"github.com/keyturn/keyturn/rotators"
 )
 
 // signsIn reports whether l is accepted; an error says that nobody can tell.
@@ -88,6 +89,14 @@ func (s *session) change(ctx context.Context, user string, f func() error) error
 		return err
 	}
 	return s.exec(ctx, "commit", "COMMIT")
+}
+
+// stillPending is asked under the lock; see [rotators.Change.StillPending].
+func stillPending(ctx context.Context, c rotators.Change) error {
+	if c.StillPending == nil {
+		return nil
+	}
+	return c.StillPending(ctx)
 }
 
 // setPassword gives the user of p its password. with is put before it.

@@ -62,6 +62,9 @@ func (r *single) Set(ctx context.Context, c rotators.Change) error {
 		if done, err := r.signsIn(ctx, op, as("pending", pend, cur)); done || err != nil {
 			return errors.Join(err, errDone(done))
 		}
+		if err := stillPending(ctx, c); err != nil {
+			return err
+		}
 		return s.setPassword(ctx, pend, "")
 	})
 }

@@ -1,6 +1,8 @@
 package postgres_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -162,6 +164,32 @@ func TestC21Probe(t *testing.T) {
 	}
 	if n := admin(t, f.db, "SELECT count(*) FROM ours"); n != "0" {
 		t.Errorf("a probe wrote %s rows", n)
+	}
+}
+
+// A process that stalled before the lock while others rotated on changes
+// nothing: what it was about to set has been superseded.
+func TestStalledSetChangesNothing(t *testing.T) {
+	for name, rotator := range map[string]func(*fixture) rotators.Rotator{
+		"single":      func(*fixture) rotators.Rotator { return postgres.NewSingle(options()) },
+		"alternating": func(f *fixture) rotators.Rotator { return f.alternating(options()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, "app", "first")
+			r := rotator(f)
+			c := f.pending(r)
+			superseded := fault.Newf(fault.Conflict, "test", "superseded")
+			c.StillPending = func(context.Context) error { return superseded }
+			if err := r.Set(t.Context(), c); !errors.Is(err, superseded) {
+				t.Errorf("got %v; expected that it was superseded", err)
+			}
+			c.StillPending = nil
+			if err := r.Test(t.Context(), c); !fault.Is(err, fault.Denied) {
+				t.Errorf("test after the refused set gave %v; expected that pending does not sign in", err)
+			}
+			must(t, r.Set(t.Context(), c))
+			must(t, r.Test(t.Context(), c))
+		})
 	}
 }
 
