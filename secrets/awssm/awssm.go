@@ -162,7 +162,8 @@ func quiet(o *secretsmanager.Options) {
 	o.ClientLogMode &^= aws.LogRequestWithBody | aws.LogResponseWithBody | aws.LogRetries
 }
 
-// Get implements [secrets.Reader]. It always asks by label. Errors: NotFound,
+// Get implements [secrets.Reader]. It always asks by label. Asked for Pending
+// it ends an interrupted PutPending, if there is one. Errors: NotFound,
 // no version holds the stage with a value, or there is no such secret (of
 // another account only an ARN finds one); Conflict, the secret is marked for
 // deletion; Denied, permission or key; Invalid, the ref is not one of this
@@ -179,14 +180,42 @@ func (s *Store) Get(ctx context.Context, r secrets.Ref, stage secrets.Stage) (*s
 	}
 	defer cancel()
 	v, stages, err := s.read(ctx, op, r, "", label)
+	if stage != secrets.Pending {
+		return v, err
+	}
+	if err == nil && slices.Contains(stages, labelCurrent) {
+		// What a finished rotation left behind is no pending version.
+		err = fault.Newf(fault.NotFound, op, "no version of %s is pending: AWSPENDING is on the current one", r)
+	}
+	if fault.Is(err, fault.NotFound) {
+		return s.recover(ctx, op, r, err)
+	}
+	return v, err
+}
+
+// recover ends a PutPending that died after it had stored its version and
+// before that had AWSPENDING. The value is the only trace of a credential that
+// may be live, so nobody may be told that there is none. AWSPENDING is taken
+// by compare-and-swap as in PutPending: of several who help one succeeds, and
+// a rival that was faster is the one that is pending. none is what to return
+// when nothing was left.
+func (s *Store) recover(ctx context.Context, op string, r ref.Ref, none error) (*secrets.Version, error) {
+	st, err := s.look(ctx, op, r)
 	if err != nil {
 		return nil, err
 	}
-	if stage == secrets.Pending && slices.Contains(stages, labelCurrent) {
-		// What a finished rotation left behind is no pending version.
-		return nil, fault.Newf(fault.NotFound, op, "no version of %s is pending: AWSPENDING is on the current one", r)
+	id := st.holder(Claim)
+	if id == "" || st.pending() != "" || st.has(id, labelCurrent) || st.has(id, labelPrevious) {
+		return nil, none
 	}
-	return v, nil
+	if err := s.move(ctx, op, r, labelPending, id, st.holder(labelPending)); err != nil && !isCode(err, codeParameter) {
+		return nil, err
+	}
+	v, stages, err := s.read(ctx, op, r, "", labelPending)
+	if err == nil && slices.Contains(stages, labelCurrent) {
+		return nil, none
+	}
+	return v, err
 }
 
 // read gets a version by its id or by a label, and tells its labels.
