@@ -22,6 +22,9 @@ import (
 // config is the configuration file. Every scalar can also be set from the
 // environment: nats.url is KEYTURN_NATS__URL.
 type config struct {
+	// Name tells deployments apart that share a NATS server. All replicas of
+	// one have the same. "keyturn" by default.
+	Name     string         `koanf:"name"`
 	NATS     natsConfig     `koanf:"nats"`
 	Store    storeConfig    `koanf:"store"`
 	AWS      awsConfig      `koanf:"aws"`
@@ -117,7 +120,7 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "config from the environment", err)
 	}
-	c := &config{Store: storeConfig{Bucket: "keyturn"}, Notifier: notifierConfig{Tenant: "default"}}
+	c := &config{Name: "keyturn", Store: storeConfig{Bucket: "keyturn"}, Notifier: notifierConfig{Tenant: "default"}}
 	err = k.UnmarshalWithConf("", c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
 		Result: c, TagName: "koanf", WeaklyTypedInput: true, ErrorUnused: true,
 		DecodeHook: mapstructure.StringToTimeDurationHookFunc(),

@@ -27,6 +27,7 @@ type cli struct {
 	Dev       devCmd       `cmd:"" help:"Run the whole pipeline on this machine: embedded NATS, a demo issuer, PostgreSQL, three agents."`
 	Serve     serveCmd     `cmd:"" help:"Run the notifier and the scheduled rotations of the configuration against your NATS."`
 	Rotate    rotateCmd    `cmd:"" help:"Rotate one secret now, or finish its unfinished rotation."`
+	Discard   discardCmd   `cmd:"" help:"Drop the pending version of a rotation that can never finish."`
 	Status    statusCmd    `cmd:"" help:"Show the stages, ages and next rotation of secrets."`
 	Watch     watchCmd     `cmd:"" help:"Print events as they happen."`
 	Normalize normalizeCmd `cmd:"" help:"Read a provider's raw notice on standard input, print Keyturn's events as JSON."`

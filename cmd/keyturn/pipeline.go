@@ -137,9 +137,7 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 		})
 	}
 	run("schedules", func() error {
-		return p.bus.RunSchedules(ctx, func(ctx context.Context, name string, _ []byte) error {
-			return p.scheduled(ctx, name)
-		})
+		return p.bus.RunSchedules(ctx, p.scheduled)
 	})
 	if p.cfg.Notifier.Listen != "" {
 		src, err := p.webhook(ctx)
@@ -188,7 +186,8 @@ func (p *pipeline) webhook(ctx context.Context) (*webhook.Source, error) {
 }
 
 // reconcileSchedules makes the schedules in JetStream those of the
-// configuration.
+// configuration. Those of another deployment, told by the name that each
+// carries, are left alone.
 func (p *pipeline) reconcileSchedules(ctx context.Context) error {
 	want := map[string]bool{}
 	for i := range p.cfg.Secrets {
@@ -197,7 +196,7 @@ func (p *pipeline) reconcileSchedules(ctx context.Context) error {
 			continue
 		}
 		want[s.ref.String()] = true
-		if err := p.bus.Schedule(ctx, s.ref.String(), s.spec, nil); err != nil {
+		if err := p.bus.Schedule(ctx, s.ref.String(), s.spec, []byte(p.cfg.Name)); err != nil {
 			return fmt.Errorf("schedule %s: %w", s.ref, err)
 		}
 	}
@@ -206,7 +205,8 @@ func (p *pipeline) reconcileSchedules(ctx context.Context) error {
 		return fmt.Errorf("list schedules: %w", err)
 	}
 	for _, h := range have {
-		if !want[h.Name] {
+		if !want[h.Name] && string(h.Payload) == p.cfg.Name {
+			p.log.WarnContext(ctx, "schedule removed: its secret is not in the configuration any more", "secret", h.Name)
 			if err := p.bus.Unschedule(ctx, h.Name); err != nil {
 				return fmt.Errorf("unschedule %s: %w", h.Name, err)
 			}
@@ -229,17 +229,25 @@ func outlast(ctx context.Context, grace time.Duration) (context.Context, context
 	return out, func() { stop(); cancel() }
 }
 
-// scheduled rotates because a schedule fired. What can never work is logged
-// and not asked again until the next firing.
-func (p *pipeline) scheduled(ctx context.Context, name string) error {
+// scheduled rotates because a schedule fired. The token is the firing's, so
+// that a firing which is delivered again, after a crash or a lost answer, is
+// the same rotation. What can never work is logged and not asked again until
+// the next firing.
+func (p *pipeline) scheduled(ctx context.Context, f natsbus.Firing) error {
 	ctx, cancel := outlast(ctx, stopGrace)
 	defer cancel()
-	r, err := ref.Parse(name)
-	if err == nil {
-		_, err = p.rotate(ctx, r, "")
+	r, err := ref.Parse(f.Name)
+	if err != nil {
+		return err
 	}
-	if err != nil && (!fault.Retryable(err) || fault.Is(err, fault.NotFound)) {
-		p.log.ErrorContext(ctx, "scheduled rotation cannot work", "secret", name, "err", err)
+	if _, ok := p.runners[r]; !ok {
+		// Another replica may have a newer configuration, or another
+		// deployment may share the server: it is theirs.
+		return fault.Newf(fault.Unavailable, "schedule", "%s is not in the configuration of this process", r)
+	}
+	_, err = p.rotate(ctx, r, rotators.TokenOf(f.ID))
+	if fault.Is(err, fault.NotFound) {
+		p.log.ErrorContext(ctx, "scheduled rotation cannot work", "secret", f.Name, "err", err)
 		return nil
 	}
 	return err

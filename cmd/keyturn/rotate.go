@@ -41,8 +41,11 @@ func (c *rotateCmd) Run(e *env) error {
 	}
 	defer p.close()
 	res, err := p.rotate(ctx, r, c.Token)
+	if err != nil && res.Token != "" && fault.Retryable(err) {
+		return fmt.Errorf("%w\nNothing is lost: repeat with --token %s to finish this rotation, or leave it to the next one", err, res.Token)
+	}
 	if err != nil {
-		return fmt.Errorf("%w\nThe credential in use still works or is rolled forward by the next rotation; repeat with --token %s to finish this one", err, res.Token)
+		return err
 	}
 	how := "rotated"
 	if res.Resumed {

@@ -114,7 +114,7 @@ func (w *world) loadPorts(ctx context.Context) error {
 	b, err := os.ReadFile(w.path("ports.json"))
 	switch {
 	case err == nil:
-		if err := json.Unmarshal(b, &w.ports); err != nil {
+		if err := json.Unmarshal(b, &w.ports); err != nil || w.ports.NATS == 0 || w.ports.Issuer == 0 || w.ports.Postgres == 0 {
 			return fault.Newf(fault.Invalid, "state directory", "%s is damaged; delete the directory to start anew", w.path("ports.json"))
 		}
 		return nil
@@ -196,6 +196,7 @@ func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 		list = append(list, secret(refGlobLLM, "globex", rotatorAPIKey, map[string]any{"apikey": w.issuer.config("globex")}))
 	}
 	b, err := yaml.Marshal(map[string]any{
+		"name":     "dev",
 		"nats":     map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password")},
 		"store":    map[string]any{"bucket": "keyturn", "key_file": w.path("seal.key")},
 		"notifier": map[string]any{"listen": listen, "api_key_file": w.path("webhook.key"), "tenant": "default"},

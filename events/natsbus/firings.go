@@ -3,6 +3,7 @@ package natsbus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"sync"
 	"time"
@@ -25,6 +26,17 @@ const (
 	pullHeartbeat   = 2 * time.Second
 )
 
+// A Firing is one time at which a schedule was due.
+type Firing struct {
+	Name    string
+	Payload []byte
+	// ID is the same for every delivery of this firing, to whichever replica,
+	// and no other firing has it: what makes a handler idempotent.
+	ID string
+	// Attempt counts deliveries from 1.
+	Attempt uint64
+}
+
 // RunSchedules calls h with what is due until ctx is done, which it returns as
 // nil after the running handlers have ended. Of all replicas that run it one
 // gets each firing; of several firings of one name that wait only the latest
@@ -38,7 +50,7 @@ const (
 // at a time in this process; another replica may get the next firing while
 // this one is still at work. A replica that dies may have done its work
 // already, so h must be idempotent.
-func (b *Bus) RunSchedules(ctx context.Context, h func(ctx context.Context, name string, payload []byte) error) error {
+func (b *Bus) RunSchedules(ctx context.Context, h func(ctx context.Context, f Firing) error) error {
 	c, err := b.consumer(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -81,7 +93,7 @@ func (b *Bus) consumer(ctx context.Context) (jetstream.Consumer, error) {
 // A runner is one call of RunSchedules.
 type runner struct {
 	b *Bus
-	h func(ctx context.Context, name string, payload []byte) error
+	h func(ctx context.Context, f Firing) error
 
 	mu   sync.Mutex
 	busy map[string]struct{}
@@ -136,10 +148,12 @@ func (r *runner) fire(ctx context.Context, m jetstream.Msg) {
 		r.dispose(ctx, m.TermWithReason("no firing of a schedule"))
 		return
 	}
-	attempt := uint64(1)
-	if md, err := m.Metadata(); err == nil {
-		attempt = md.NumDelivered
+	md, err := m.Metadata()
+	if err != nil { // not from a consumer, which cannot be
+		r.dispose(ctx, m.TermWithReason("no metadata"))
+		return
 	}
+	attempt := md.NumDelivered
 	if !r.enter(name) {
 		// The one before still runs. Meanwhile a newer one may replace this.
 		r.dispose(ctx, m.NakWithDelay(2*time.Second))
@@ -147,7 +161,10 @@ func (r *runner) fire(ctx context.Context, m jetstream.Msg) {
 	}
 	defer r.leave(name)
 	stop := r.keepAlive(ctx, m)
-	err := r.h(ctx, name, m.Data())
+	err = r.h(ctx, Firing{
+		Name: name, Payload: m.Data(), Attempt: attempt,
+		ID: fmt.Sprintf("%s/%d/%d", name, md.Sequence.Stream, md.Timestamp.UnixNano()),
+	})
 	stop()
 	kind := fault.KindOf(err)
 	switch {

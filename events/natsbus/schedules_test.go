@@ -23,7 +23,11 @@ func run(t testing.TB, b *Bus, h func(ctx context.Context, name string, n int) e
 	r := &replica{}
 	done := make(chan error, 1)
 	go func() {
-		done <- b.RunSchedules(ctx, func(ctx context.Context, name string, payload []byte) error {
+		done <- b.RunSchedules(ctx, func(ctx context.Context, f Firing) error {
+			name, payload := f.Name, f.Payload
+			if f.ID == "" || f.Attempt == 0 {
+				t.Errorf("a firing without id or attempt: %+v", f)
+			}
 			r.mu.Lock()
 			r.fired = append(r.fired, name+"="+string(payload))
 			n := 0
