@@ -109,7 +109,14 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 	if err != nil {
 		return err
 	}
-	stored, err := r.store.PutPending(ctx, id, token, v)
+	bound := false
+	var stored *secrets.Version
+	if s, ok := r.store.(secrets.Succeeder); ok {
+		bound = true
+		stored, err = s.PutPendingAfter(ctx, id, token, current.ID, v)
+	} else {
+		stored, err = r.store.PutPending(ctx, id, token, v)
+	}
 	switch {
 	case fault.Is(err, fault.Conflict):
 		// Another rotation was faster; for any other error v may be stored.
@@ -119,11 +126,14 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 	case !stored.Value.Equal(v):
 		return r.drop(ctx, c, v) // a twin was faster, and what it stored is the truth
 	}
+	if bound {
+		return nil
+	}
 	return r.checkCurrent(ctx, c, current.ID, v)
 }
 
-// checkCurrent takes back v, which was stored as pending, if current has moved
-// since it was read: v succeeds a version that is not current any more (of
+// checkCurrent is for stores that are no [secrets.Succeeder]. It takes back v,
+// which was stored as pending, if current has moved since it was read: v succeeds a version that is not current any more (of
 // two users that alternate it would be the one in use), and nothing could
 // ever set it.
 func (r *Runner) checkCurrent(ctx context.Context, c Change, readID string, v secrets.Value) error {

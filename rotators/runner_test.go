@@ -84,9 +84,15 @@ func (g *target) took() string {
 	return s
 }
 
+// Store is a store that is no [secrets.Succeeder].
+type Store interface {
+	secrets.Store
+	secrets.Creator
+}
+
 // store is a memstore that counts writes and lets a test step in.
 type store struct {
-	*memstore.Store
+	Store
 	mu     sync.Mutex
 	writes []string
 	// What the store's own service would say.
@@ -711,6 +717,27 @@ func TestCurrentMovedDuringCreate(t *testing.T) {
 	f.want("alive", strings.Join(f.target.alive, " "), "v0 v2")
 	f.rotate(tokenA)
 	f.want("current after coming again", f.value(secrets.Current), "v3")
+}
+
+// The same with a store that binds pending to current: it is refused before
+// anybody could go on with it, so there is nothing to take back.
+func TestPendingIsBoundToCurrent(t *testing.T) {
+	f := setUp(t)
+	f.target.before = func(_ context.Context, call string, c rotators.Change) error {
+		if call == "create" && c.Token == tokenA {
+			f.rotate(tokenB)
+		}
+		return nil
+	}
+	// The inner store: a memstore, as it is.
+	r := rotators.NewRunner(f.store.Store, f.target, nil)
+	_, err := r.Rotate(t.Context(), f.id, tokenA)
+	f.kind("rotate", err, fault.Conflict, "")
+	f.want("pending", f.value(secrets.Pending), "")
+	f.want("writes", f.store.took(), "put, promote") // of the other one alone
+	f.target.before = nil
+	f.rotate(tokenA)
+	f.want("pending after coming again", f.value(secrets.Pending), "")
 }
 
 // Another rotation ends between the decision to rotate and create. What it

@@ -80,6 +80,17 @@ type Store interface {
 	Describe(ctx context.Context, ref Ref) (*Description, error)
 }
 
+// A Succeeder is a Store that can bind a pending version to the current one
+// that it was made from.
+type Succeeder interface {
+	// PutPendingAfter is PutPending, and a Conflict if the version with the id
+	// current is not Current any more: what was made from it would succeed a
+	// version that is gone. natskv and memstore decide both in one step; awssm
+	// looks right before AWSPENDING is taken, since AWS has no write that
+	// depends on another label.
+	PutPendingAfter(ctx context.Context, ref Ref, token, current string, v Value) (*Version, error)
+}
+
 // A Creator can make a secret that does not exist yet.
 type Creator interface {
 	// CreateSecret stores v as the first, current version. A secret that

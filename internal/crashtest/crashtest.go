@@ -196,6 +196,15 @@ func (c *store) PutPending(ctx context.Context, r secrets.Ref, token string, v s
 	return call(c.in, "store.PutPending", func() (*secrets.Version, error) { return c.s.PutPending(ctx, r, token, v) })
 }
 
+func (c *store) PutPendingAfter(ctx context.Context, r secrets.Ref, token, current string, v secrets.Value) (*secrets.Version, error) {
+	return call(c.in, "store.PutPendingAfter", func() (*secrets.Version, error) {
+		if s, ok := c.s.(secrets.Succeeder); ok {
+			return s.PutPendingAfter(ctx, r, token, current, v)
+		}
+		return c.s.PutPending(ctx, r, token, v)
+	})
+}
+
 func (c *store) Promote(ctx context.Context, r secrets.Ref, token string) (*secrets.Version, error) {
 	return call(c.in, "store.Promote", func() (*secrets.Version, error) { return c.s.Promote(ctx, r, token) })
 }

@@ -102,8 +102,9 @@ type Store struct {
 }
 
 var (
-	_ secrets.Store   = (*Store)(nil)
-	_ secrets.Creator = (*Store)(nil)
+	_ secrets.Store     = (*Store)(nil)
+	_ secrets.Succeeder = (*Store)(nil)
+	_ secrets.Creator   = (*Store)(nil)
 )
 
 // New returns a Store. opts may be nil.

@@ -44,6 +44,13 @@ func checkValue(op string, v secrets.Value) error {
 // A value that is valid UTF-8 is stored as SecretString, unless the current
 // version is a SecretBinary, which its readers expect then.
 func (s *Store) PutPending(ctx context.Context, r secrets.Ref, token string, v secrets.Value) (*secrets.Version, error) {
+	return s.PutPendingAfter(ctx, r, token, "", v)
+}
+
+// PutPendingAfter implements [secrets.Succeeder]; an empty current is any.
+// Where AWS opened the rotation AWSPENDING keeps others out, and nothing is
+// compared.
+func (s *Store) PutPendingAfter(ctx context.Context, r secrets.Ref, token, current string, v secrets.Value) (*secrets.Version, error) {
 	const op = "awssm: put pending"
 	if err := checkToken(op, token); err != nil {
 		return nil, err
@@ -80,6 +87,9 @@ func (s *Store) PutPending(ctx context.Context, r secrets.Ref, token string, v s
 		case pending != "":
 			s.drop(ctx, op, r, st, Claim, token)
 			return nil, fault.Newf(fault.Conflict, op, "AWSPENDING of %s is on version %s, of another rotation; let that one finish, or discard it", r, pending)
+		case current != "" && st.holder(labelCurrent) != current:
+			s.drop(ctx, op, r, st, Claim, token)
+			return nil, fault.Newf(fault.Conflict, op, "version %s of %s is not current any more; read the secret again", current, r)
 		case st.has(token, Claim): // stored, and not labelled yet
 		case used:
 			return nil, fault.Newf(fault.Conflict, op, "%s has a version %s already, which no rotation holds any more; start a new rotation", r, token)

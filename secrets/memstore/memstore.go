@@ -19,8 +19,9 @@ import (
 )
 
 var (
-	_ secrets.Store   = (*Store)(nil)
-	_ secrets.Creator = (*Store)(nil)
+	_ secrets.Store     = (*Store)(nil)
+	_ secrets.Succeeder = (*Store)(nil)
+	_ secrets.Creator   = (*Store)(nil)
 )
 
 // MaxValue is the longest value in bytes, as in AWS Secrets Manager.
@@ -67,6 +68,11 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 
 // PutPending implements [secrets.Store].
 func (s *Store) PutPending(ctx context.Context, r ref.Ref, token string, v secrets.Value) (*secrets.Version, error) {
+	return s.PutPendingAfter(ctx, r, token, "", v)
+}
+
+// PutPendingAfter implements [secrets.Succeeder]; an empty current is any.
+func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current string, v secrets.Value) (*secrets.Version, error) {
 	const op = "memstore: put pending"
 	if err := checkToken(op, token); err != nil {
 		return nil, err
@@ -79,6 +85,8 @@ func (s *Store) PutPending(ctx context.Context, r ref.Ref, token string, v secre
 		switch {
 		case token == st.current.Token || st.previous != nil && token == st.previous.Token:
 			return fault.Newf(fault.Conflict, op, "rotation %s of %s was promoted already; start a new rotation", token, r)
+		case st.pending == nil && current != "" && st.current.ID != current:
+			return fault.Newf(fault.Conflict, op, "version %s of %s is not current any more; read the secret again", current, r)
 		case st.pending == nil:
 			st.pending = s.version(token, v)
 		case st.pending.Token != token:

@@ -43,8 +43,9 @@ import (
 )
 
 var (
-	_ secrets.Store   = (*Store)(nil)
-	_ secrets.Creator = (*Store)(nil)
+	_ secrets.Store     = (*Store)(nil)
+	_ secrets.Succeeder = (*Store)(nil)
+	_ secrets.Creator   = (*Store)(nil)
 )
 
 const (

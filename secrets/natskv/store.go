@@ -38,6 +38,11 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 
 // PutPending implements [secrets.Store].
 func (s *Store) PutPending(ctx context.Context, r ref.Ref, token string, v secrets.Value) (*secrets.Version, error) {
+	return s.PutPendingAfter(ctx, r, token, "", v)
+}
+
+// PutPendingAfter implements [secrets.Succeeder]; an empty current is any.
+func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current string, v secrets.Value) (*secrets.Version, error) {
 	const op = "natskv: put pending"
 	if err := checkToken(op, token); err != nil {
 		return nil, err
@@ -56,6 +61,8 @@ func (s *Store) PutPending(ctx context.Context, r ref.Ref, token string, v secre
 			return false, err
 		case rec.Pending != nil:
 			return false, fault.Newf(fault.Conflict, op, "rotation %s of %s is unfinished; let it finish, or discard it", rec.Pending.Token, r)
+		case current != "" && rec.Current.ID != current:
+			return false, fault.Newf(fault.Conflict, op, "version %s of %s is not current any more; read the secret again", current, r)
 		}
 		out = made
 		rec.Pending, err = s.keys.seal(op, r, secrets.Pending, made)

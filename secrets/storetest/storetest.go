@@ -48,6 +48,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 	}{
 		{"conformance", conformance},
 		{"creator", creator},
+		{"succession", succession},
 		{"concurrency", concurrency},
 		{"crash", crash},
 		{"leak", leak},
