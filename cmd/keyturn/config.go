@@ -233,7 +233,7 @@ func readKeyFile(path string) (string, error) {
 	}
 	s := strings.TrimSpace(string(b))
 	if s == "" {
-		return "", fault.Newf(fault.Invalid, "key file", "%s is empty", path)
+		return "", fault.Newf(fault.Invalid, "key file", "%s is empty; put the key there, or delete the file if keyturn dev made it", path)
 	}
 	return s, nil
 }
@@ -242,7 +242,14 @@ func readKeyFile(path string) (string, error) {
 // all.
 func writeFileAtomic(path string, b []byte) error {
 	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(b)
+	// On the disk before it takes the old one's place: a power cut must not
+	// leave an empty key.
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return os.Rename(tmp, path)

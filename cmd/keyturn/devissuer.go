@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/keyissuer"
@@ -23,7 +25,10 @@ func startIssuer(ctx context.Context, w *world) (*demoIssuer, error) {
 	}
 	s, err := keyissuer.Start(ctx, fmt.Sprintf("127.0.0.1:%d", w.ports.Issuer), keyissuer.Options{AdminKey: admin, File: w.path("issuer.json")})
 	if err != nil {
-		return nil, fmt.Errorf("%w; is the port taken? Delete %s to choose others", err, w.path("ports.json"))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; stop what has the port, or delete %s to choose others", err, w.path("ports.json"))
+		}
+		return nil, err
 	}
 	w.onClose(func() error {
 		sctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -14,9 +15,17 @@ const natsUser = "keyturn"
 
 // startNATS starts the embedded server, on loopback only and behind a
 // password that only the owner of the state directory can read.
-func (w *world) startNATS() error {
+func (w *world) startNATS(ctx context.Context) error {
 	password, err := w.secretFile("nats.password")
 	if err != nil {
+		return err
+	}
+	// The server itself would try for as long as we wait for it.
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", w.ports.NATS))
+	if err != nil {
+		return fmt.Errorf("embedded NATS: %w; stop what has the port, or delete %s to choose others", err, w.path("ports.json"))
+	}
+	if err := l.Close(); err != nil {
 		return err
 	}
 	srv, err := server.NewServer(&server.Options{

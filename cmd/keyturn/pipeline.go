@@ -123,7 +123,17 @@ func (p *pipeline) rotate(ctx context.Context, r ref.Ref, token string) (rotator
 func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var src *webhook.Source
+	if p.cfg.Notifier.Listen != "" {
+		var err error
+		if src, err = p.webhook(ctx); err != nil {
+			return err
+		}
+	}
 	if err := p.reconcileSchedules(ctx); err != nil {
+		if src != nil {
+			err = errors.Join(err, src.Close())
+		}
 		return err
 	}
 	var wg sync.WaitGroup
@@ -136,26 +146,18 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 			}
 		})
 	}
-	run("schedules", func() error {
-		return p.bus.RunSchedules(ctx, p.scheduled)
-	})
-	if p.cfg.Notifier.Listen != "" {
-		src, err := p.webhook(ctx)
-		if err != nil {
-			cancel()
-			wg.Wait()
-			return err
-		}
+	run("schedules", func() error { return p.bus.RunSchedules(ctx, p.scheduled) })
+	addr := ""
+	if src != nil {
 		n := notifier.New(p.bus, p.bus, &notifier.Options{Tenant: p.cfg.tenant, Logger: p.log})
 		handler := n.Handler(func(d notifier.Delivery) ([]events.Event, error) {
 			return eventbridge.Decode(d.Body, d.Received)
 		})
-		if ready != nil {
-			ready(src.Addr().String())
-		}
+		addr = src.Addr().String()
 		run("notifier", func() error { return src.Run(ctx, handler) })
-	} else if ready != nil {
-		ready("")
+	}
+	if ready != nil {
+		ready(addr)
 	}
 	wg.Wait()
 	close(errs)

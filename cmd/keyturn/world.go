@@ -79,7 +79,10 @@ func openWorld(ctx context.Context, c *devCmd, log *slog.Logger, scr *screen) (_
 	if err := w.loadPorts(ctx); err != nil {
 		return nil, err
 	}
-	if err := w.startNATS(); err != nil {
+	if err := w.sealKey(); err != nil {
+		return nil, err
+	}
+	if err := w.startNATS(ctx); err != nil {
 		return nil, err
 	}
 	if w.issuer, err = startIssuer(ctx, w); err != nil {
@@ -154,6 +157,18 @@ func (w *world) secretFile(name string) (string, error) {
 	return readKeyFile(path)
 }
 
+// sealKey makes the key of the built-in store with the store itself. A new key
+// for an old store would open nothing in it.
+func (w *world) sealKey() error {
+	if _, err := os.Stat(w.path("seal.key")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := os.Stat(w.path("nats")); err == nil {
+		return fault.Newf(fault.Invalid, "state directory", "%s is gone, and what %s holds cannot be opened without it; put it back, or delete %s to start anew", w.path("seal.key"), w.path("nats"), w.dir)
+	}
+	return natskv.GenerateKeyFile(w.path("seal.key"))
+}
+
 // The demo secrets.
 const (
 	refOrders  = "nats://keyturn/acme/orders-db"
@@ -168,11 +183,6 @@ const (
 func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 	if _, err := w.secretFile("webhook.key"); err != nil {
 		return err
-	}
-	if _, err := os.Stat(w.path("seal.key")); errors.Is(err, fs.ErrNotExist) {
-		if err := natskv.GenerateKeyFile(w.path("seal.key")); err != nil {
-			return err
-		}
 	}
 	listen, err := listenAddr(ctx, c.Listen)
 	if err != nil {
