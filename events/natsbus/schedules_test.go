@@ -207,3 +207,45 @@ func TestBadSchedules(t *testing.T) {
 		t.Errorf("%d messages written; expected none", n)
 	}
 }
+
+// A firing keeps its id when it is delivered again, and no other has it.
+func TestFiringID(t *testing.T) {
+	n := testenv.NATS(t)
+	b, err := Open(t.Context(), n.Conn(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan Firing, 16)
+	done := make(chan error, 1)
+	go func() {
+		done <- b.RunSchedules(ctx, func(_ context.Context, f Firing) error {
+			got <- f
+			if f.Attempt == 1 {
+				return fault.Newf(fault.Unavailable, "test", "not yet")
+			}
+			return nil
+		})
+	}()
+	ids := map[string]int{}
+	for _, name := range []string{"one", "two"} {
+		if err := b.Schedule(ctx, name, Spec{At: time.Now()}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		select {
+		case f := <-got:
+			ids[f.Name+" "+f.ID]++
+		case <-time.After(limit):
+			t.Fatalf("deliveries so far: %v; expected two of each", ids)
+		}
+	}
+	if len(ids) != 2 {
+		t.Errorf("deliveries by id: %v; expected two firings, twice each", ids)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
