@@ -14,14 +14,12 @@ import (
 // announcement that fails is an error, the caller repeats the phase, and the
 // ids make the repetition harmless.
 func (r *Runner) announceFinish(ctx context.Context, id ref.Ref, token, version, previous string) error {
-	activated := r.fill(events.New(events.VersionActivated, id, time.Now(), version))
-	activated.Data.Version, activated.Data.PreviousVersion = version, previous
-	done := r.event(events.RotationSucceeded, id, token)
-	done.Data.Version, done.Data.PreviousVersion = version, previous
 	if r.opts.Publisher == nil {
 		return nil
 	}
-	if err := r.opts.Publisher.Publish(ctx, activated, done); err != nil {
+	done := r.event(events.RotationSucceeded, id, token)
+	done.Data.Version, done.Data.PreviousVersion = version, previous
+	if err := r.opts.Publisher.Publish(ctx, r.activated(id, version, previous), done); err != nil {
 		return fmt.Errorf("announce: %w", err)
 	}
 	return nil
@@ -35,12 +33,17 @@ func (r *Runner) announceAgain(ctx context.Context, c Change, version string) er
 	if _, ok := r.rotator.(Retirer); !ok || c.Previous.IsZero() || r.opts.Publisher == nil {
 		return nil
 	}
-	e := r.fill(events.New(events.VersionActivated, c.Ref, time.Now(), version))
-	e.Data.Version = version
-	if err := r.opts.Publisher.Publish(ctx, e); err != nil {
+	if err := r.opts.Publisher.Publish(ctx, r.activated(c.Ref, version, "")); err != nil {
 		return fmt.Errorf("announce the current version before the previous one is retired: %w", err)
 	}
 	return nil
+}
+
+// activated is the event that version is current.
+func (r *Runner) activated(id ref.Ref, version, previous string) events.Event {
+	e := r.fill(events.New(events.VersionActivated, id, time.Now(), version))
+	e.Data.Version, e.Data.PreviousVersion = version, previous
+	return e
 }
 
 func (r *Runner) announceFailure(ctx context.Context, id ref.Ref, token string, p Phase, err error) {

@@ -109,10 +109,9 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 	if err != nil {
 		return err
 	}
-	bound := false
 	var stored *secrets.Version
-	if s, ok := r.store.(secrets.Succeeder); ok {
-		bound = true
+	s, bound := r.store.(secrets.Succeeder)
+	if bound {
 		stored, err = s.PutPendingAfter(ctx, id, token, current.ID, v)
 	} else {
 		stored, err = r.store.PutPending(ctx, id, token, v)

@@ -100,19 +100,22 @@ type Result struct {
 func NewToken() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand since Go 1.24
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
+	return uuid(b, 4)
 }
 
 // TokenOf returns the rotation token of an occasion, such as one firing of a
 // schedule: the same occasion delivered twice is one rotation. It has the form
 // of a UUID, version 8 (RFC 9562, section 5.8).
 func TokenOf(occasion string) string {
-	b := sha256.Sum256([]byte("keyturn rotation token\x00" + occasion))
-	b[6] = b[6]&0x0f | 0x80
+	sum := sha256.Sum256([]byte("keyturn rotation token\x00" + occasion))
+	return uuid([16]byte(sum[:16]), 8)
+}
+
+// uuid writes b as a UUID, with the bits that tell version and variant set.
+func uuid(b [16]byte, version byte) string {
+	b[6] = b[6]&0x0f | version<<4
 	b[8] = b[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // Step runs one phase, as a service that drives the rotation asks for it. A

@@ -3,12 +3,15 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/keyturn/keyturn/internal/awsfake"
 	"github.com/keyturn/keyturn/internal/keyissuer"
 	"github.com/keyturn/keyturn/internal/testenv"
+	"github.com/keyturn/keyturn/rotators"
+	"github.com/keyturn/keyturn/secrets"
 )
 
 // A secret in AWS that no Lambda rotates is rotated by the command.
@@ -46,5 +49,40 @@ func TestRotateInAWS(t *testing.T) {
 	}
 	if got := len(issuer.Issuer.Keys("acme", "")); got != 2 {
 		t.Errorf("%d keys live after one rotation, want the old and the new one", got)
+	}
+
+	// A rotation that was begun and is given up.
+	cfg, err := loadConfig(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.close)
+	id := cfg.Secrets[0].ref
+	store, err := p.stores.of(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := rotators.NewToken()
+	if _, err := store.PutPending(t.Context(), id, token, secrets.NewString(`{"key":"k","id":"i"}`)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 1, "--token " + token},
+		{[]string{"--token", rotators.NewToken()}, 1, "another rotation"},
+		{[]string{"--token", token}, 0, "discarded"},
+		{nil, 0, "nothing to discard"},
+	} {
+		code, out, errs := command(t.Context(), "", append([]string{"-c", conf, "discard", r.String()}, c.args...)...)
+		if code != c.code || !strings.Contains(out+errs, c.says) {
+			t.Errorf("discard %v: exit %d, %q, %q; want %d and %q", c.args, code, out, errs, c.code, c.says)
+		}
 	}
 }

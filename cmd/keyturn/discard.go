@@ -21,17 +21,11 @@ func (c *discardCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := loadConfig(e.config)
+	ctx, p, done, err := e.open(lookLimit, nil)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := withTimeout(e.ctx, 30*time.Second)
-	defer cancel()
-	p, err := openPipeline(ctx, cfg, e.log, nil)
-	if err != nil {
-		return err
-	}
-	defer p.close()
+	defer done()
 	store, err := p.stores.of(ctx, r)
 	if err != nil {
 		return err

@@ -101,6 +101,21 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 	return p, nil
 }
 
+// open opens what the configuration describes, for a command that ends by
+// itself within limit. The caller calls done.
+func (e *env) open(limit time.Duration, observe func(rotators.Progress)) (ctx context.Context, p *pipeline, done func(), err error) {
+	cfg, err := loadConfig(e.config)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, limit)
+	if p, err = openPipeline(ctx, cfg, e.log, observe); err != nil {
+		cancel()
+		return nil, nil, nil, err
+	}
+	return ctx, p, func() { p.close(); cancel() }, nil
+}
+
 func (p *pipeline) close() {
 	if p.nc != nil {
 		p.nc.Close()

@@ -23,13 +23,7 @@ func (c *rotateCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := loadConfig(e.config)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := withTimeout(e.ctx, c.Timeout)
-	defer cancel()
-	p, err := openPipeline(ctx, cfg, e.log, func(pr rotators.Progress) {
+	ctx, p, done, err := e.open(c.Timeout, func(pr rotators.Progress) {
 		state := "done"
 		if pr.Err != nil {
 			state = "failed: " + failureText(pr.Err)
@@ -39,7 +33,7 @@ func (c *rotateCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer done()
 	res, err := p.rotate(ctx, r, c.Token)
 	if err != nil && res.Token != "" && fault.Retryable(err) {
 		return fmt.Errorf("%w\nNothing is lost: repeat with --token %s to finish this rotation, or leave it to the next one", err, res.Token)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,9 @@ type statusCmd struct {
 	JSON bool     `help:"One JSON object a line."`
 }
 
+// lookLimit bounds a command that looks at the store.
+const lookLimit = 30 * time.Second
+
 type statusOut struct {
 	Ref      ref.Ref   `json:"ref"`
 	Tenant   string    `json:"tenant"`
@@ -31,21 +33,16 @@ type statusOut struct {
 }
 
 func (c *statusCmd) Run(e *env) error {
-	cfg, err := loadConfig(e.config)
+	ctx, p, done, err := e.open(lookLimit, nil)
 	if err != nil {
 		return err
 	}
+	defer done()
+	cfg := p.cfg
 	refs, err := selectRefs(cfg, c.Ref)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := withTimeout(e.ctx, 30*time.Second)
-	defer cancel()
-	p, err := openPipeline(ctx, cfg, e.log, nil)
-	if err != nil {
-		return err
-	}
-	defer p.close()
 
 	var rows []statusOut
 	failed := 0
@@ -54,7 +51,7 @@ func (c *statusCmd) Run(e *env) error {
 		if s, err := cfg.secret(r); err == nil {
 			row.Schedule = s.Schedule
 		}
-		d, err := describe(ctx, p.stores, r)
+		d, err := p.stores.describe(ctx, r)
 		if err != nil {
 			row.Error = err.Error()
 			failed++
@@ -94,14 +91,6 @@ func (c *statusCmd) Run(e *env) error {
 		return fmt.Errorf("%d of %d secrets could not be read", failed, len(rows))
 	}
 	return nil
-}
-
-func describe(ctx context.Context, s *stores, r ref.Ref) (*secrets.Description, error) {
-	st, err := s.of(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return st.Describe(ctx, r)
 }
 
 func holder(d *secrets.Description, s secrets.Stage) (string, time.Time) {

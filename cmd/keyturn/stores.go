@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
@@ -120,7 +119,11 @@ func (s *stores) value(ctx context.Context, name string) (secrets.Value, error) 
 	return v.Value, nil
 }
 
-// withTimeout bounds a command.
-func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, d)
+// describe tells the stages of r.
+func (s *stores) describe(ctx context.Context, r ref.Ref) (*secrets.Description, error) {
+	st, err := s.of(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return st.Describe(ctx, r)
 }
