@@ -91,6 +91,61 @@ type Succeeder interface {
 	PutPendingAfter(ctx context.Context, ref Ref, token, current string, v Value) (*Version, error)
 }
 
+// A Disabler is a Store that can take a superseded version out of use. All of
+// it may be repeated after any failure, and is safe for concurrent use, by
+// several processes too.
+type Disabler interface {
+	// Disable makes a version unreadable in the store, so that it can be
+	// undone. A version that holds Previous still does: Describe shows it with
+	// Disabled, and Get is NotFound. Repeated it changes nothing. Current and
+	// Pending are a Conflict; a version that is not there is NotFound.
+	Disable(ctx context.Context, ref Ref, version string) error
+
+	// Enable undoes Disable. Repeated, or for a version that was never
+	// disabled, it changes nothing. A version that is not there, or was
+	// destroyed, is NotFound.
+	Enable(ctx context.Context, ref Ref, version string) error
+
+	// Destroy makes the value of a disabled version unrecoverable, as far as
+	// the provider allows; the store's documentation says how far. A version
+	// that is not disabled is a Conflict; one that is not there any more is
+	// success.
+	Destroy(ctx context.Context, ref Ref, version string) error
+}
+
+// A Checker is a Store that can tell whether this process may do what a
+// rotation of a secret does.
+type Checker interface {
+	// Check changes nothing. What is missing is one Denied error that names
+	// each permission; a secret that does not exist is NotFound.
+	Check(ctx context.Context, ref Ref) error
+}
+
+// An Orphan is what a store's bookkeeping left behind: a secret that keeps
+// the pending version of one that is gone.
+type Orphan struct {
+	Ref Ref    // of the secret that is gone
+	ID  string // of what is left, in the provider's words
+}
+
+// An OrphanFinder is a Store with bookkeeping that can be left behind.
+type OrphanFinder interface {
+	// Orphans lists what is left in the scope of r, whatever its name.
+	Orphans(ctx context.Context, r Ref) ([]Orphan, error)
+	// RemoveOrphan removes one, if the secret still is gone: Conflict if it
+	// is back. What is removed already is success.
+	RemoveOrphan(ctx context.Context, o Orphan) error
+}
+
+// A Locker keeps one writer a secret where the store itself cannot.
+type Locker interface {
+	// Lock waits until nobody else holds name, or until ctx ends, which is
+	// Unavailable. The context that it returns is derived from ctx and ends
+	// when the lock is lost: what runs under it must stop then. unlock may be
+	// called more than once.
+	Lock(ctx context.Context, name string) (held context.Context, unlock func(), err error)
+}
+
 // A Creator can make a secret that does not exist yet.
 type Creator interface {
 	// CreateSecret stores v as the first, current version. A secret that
@@ -121,6 +176,12 @@ type VersionInfo struct {
 	ID, Token string
 	Stages    []Stage
 	Created   time.Time // zero when the store does not tell
+	// Activated is when the current version became current, which may be long
+	// after it was made. A store that does not know exactly tells a later
+	// time, never an earlier one. Zero for other stages.
+	Activated time.Time
+	// Disabled reports that [Disabler] took it out of use.
+	Disabled bool
 }
 
 // Holder returns the version that holds stage, or nil.
