@@ -101,7 +101,8 @@ type Disabler interface {
 	// Pending are a Conflict; a version that is not there is NotFound.
 	Disable(ctx context.Context, ref Ref, version string) error
 
-	// Enable undoes Disable. Repeated, or for a version that was never
+	// Enable undoes Disable, and Describe shows the version as Held from then
+	// on until it is disabled again. Repeated, or for a version that was never
 	// disabled, it changes nothing. A version that is not there, or was
 	// destroyed, is NotFound.
 	Enable(ctx context.Context, ref Ref, version string) error
@@ -182,6 +183,9 @@ type VersionInfo struct {
 	Activated time.Time
 	// Disabled reports that [Disabler] took it out of use.
 	Disabled bool
+	// Held reports that it was disabled and enabled again: somebody wanted it
+	// back, so nothing but a person takes it out of use once more.
+	Held bool
 }
 
 // Holder returns the version that holds stage, or nil.

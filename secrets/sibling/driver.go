@@ -46,6 +46,7 @@ type Version struct {
 	ID, Token string
 	Created   time.Time
 	Disabled  bool
+	Held      bool // was disabled and enabled again
 }
 
 // A Pending is what the sibling holds. It is one unit: token, the version it
@@ -95,8 +96,8 @@ type Driver interface {
 	Record(ctx context.Context, r ref.Ref, id, token, previous string) error
 
 	// SetDisabled takes a version of the main secret out of use or back into
-	// it. It never touches the newest version. NotFound if it is not there or
-	// destroyed.
+	// it, and in the latter case notes that it is held. It never touches the
+	// newest version. NotFound if it is not there or destroyed.
 	SetDisabled(ctx context.Context, r ref.Ref, id string, disabled bool) error
 	// Destroy makes a version's value unrecoverable, as far as the backend
 	// can. One that is not there is success.
