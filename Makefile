@@ -25,6 +25,11 @@ test: ## everything, with real servers; installs what it needs with apt
 	@scripts/deps.sh go postgresql
 	@scripts/test.sh "$(GOTESTSUM)"
 
+.PHONY: test-vault
+test-vault: ## the Vault store on a real Vault; the first time builds it, ten minutes or more
+	@scripts/deps.sh go
+	@scripts/test-vault.sh
+
 .PHONY: race
 race: ## the concurrent packages under the race detector
 	@scripts/deps.sh go postgresql

@@ -133,7 +133,8 @@ var onlyImporters = map[string][]string{
 	"github.com/nats-io/nats-server": {
 		"cmd/keyturn", "internal/testenv",
 	},
-	"github.com/jackc/pgx": {"rotators/postgres", "agent/pgxauth", "cmd/keyturn"},
+	"github.com/jackc/pgx":       {"rotators/postgres", "agent/pgxauth", "cmd/keyturn"},
+	"github.com/hashicorp/vault": {"secrets/vaultkv", "internal/vaultfake", "cmd/keyturn", "integration"},
 }
 
 func TestSDKsStayInTheirLeaves(t *testing.T) {
