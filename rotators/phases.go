@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
@@ -35,9 +34,11 @@ func (r *Runner) phase(ctx context.Context, id ref.Ref, d *secrets.Description, 
 		case Create:
 			err = r.create(pctx, id, token, holderID(d, secrets.Current))
 		case Set:
-			err = r.withChange(pctx, id, token, r.rotator.Set)
+			err = r.withChange(pctx, id, token, r.set)
 		case Test:
-			err = r.withChange(pctx, id, token, r.rotator.Test)
+			err = r.withChange(pctx, id, token, func(ctx context.Context, c Change, _ string) error {
+				return r.rotator.Test(ctx, c)
+			})
 		case Finish:
 			err = r.finish(pctx, id, token)
 		}
@@ -97,13 +98,8 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 	if c.Previous, err = r.previous(ctx, id); err != nil {
 		return err
 	}
-	if !r.opts.KeepPrevious {
-		if err := r.announceAgain(ctx, c, current.ID); err != nil {
-			return err
-		}
-		if err := r.retire(ctx, c); err != nil {
-			return fmt.Errorf("retire the superseded credential: %w", err)
-		}
+	if err := r.makeRoom(ctx, c, current.ID); err != nil {
+		return fmt.Errorf("retire the superseded credential: %w", err)
 	}
 	v, err := r.rotator.Create(ctx, c)
 	if err != nil {
@@ -204,33 +200,9 @@ func (r *Runner) previous(ctx context.Context, id ref.Ref) (secrets.Value, error
 	return v.Value, nil
 }
 
-// retire revokes what c.Current superseded.
-func (r *Runner) retire(ctx context.Context, c Change) error {
-	rt, ok := r.rotator.(Retirer)
-	if !ok {
-		return nil
-	}
-	previous, err := r.store.Get(ctx, c.Ref, secrets.Previous)
-	if fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read previous: %w", err)
-	}
-	if previous.Value.Equal(c.Current) {
-		return nil // a restored value: retiring it would kill the current one
-	}
-	if err := rt.Retire(ctx, c, previous.Value); err != nil {
-		return err
-	}
-	e := events.New(events.VersionRetired, c.Ref, time.Now(), previous.ID)
-	e.Data.Version = previous.ID
-	r.announce(ctx, r.fill(e))
-	return nil
-}
-
-// withChange loads what a rotation knows and calls f.
-func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f func(context.Context, Change) error) error {
+// withChange loads what a rotation knows and calls f with it and with the id of
+// the current version.
+func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f func(ctx context.Context, c Change, currentID string) error) error {
 	current, err := r.store.Get(ctx, id, secrets.Current)
 	if err != nil {
 		return fmt.Errorf("read current: %w", err)
@@ -262,7 +234,7 @@ func (r *Runner) withChange(ctx context.Context, id ref.Ref, token string, f fun
 			Msg: fmt.Sprintf("rotation %s of %s was ended by another process meanwhile; nothing was changed", token, id),
 		}
 	}
-	return f(ctx, c)
+	return f(ctx, c, current.ID)
 }
 
 // promoteTries bounds how often finish looks again after somebody moved
@@ -276,6 +248,9 @@ func (r *Runner) finish(ctx context.Context, id ref.Ref, token string) error {
 	for range promoteTries {
 		if before, err = r.store.Describe(ctx, id); err != nil {
 			return fmt.Errorf("describe: %w", err)
+		}
+		if err = r.disableSuperseded(ctx, id, before, token); err != nil {
+			return err
 		}
 		if v, err = r.store.Promote(ctx, id, token); !fault.Is(err, fault.Conflict) {
 			break

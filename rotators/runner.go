@@ -32,11 +32,25 @@ type Options struct {
 	// PhaseTimeout bounds a phase whose context has no nearer deadline. 60 s
 	// by default.
 	PhaseTimeout time.Duration
-	// KeepPrevious leaves the superseded credential alone. By default a
-	// rotation begins with retiring, at the target, what the one before it
-	// superseded: the overlap is one period and a two-slot issuer has a free
-	// slot.
+	// KeepPrevious leaves the superseded credential alone when a rotation
+	// begins, and never waits for its gate. By default a rotation begins with
+	// retiring, at the target, what the one before it superseded: the overlap
+	// is one period and a two-slot issuer has a free slot.
 	KeepPrevious bool
+	// Gate must be open before a superseded credential is taken out of use. A
+	// rotation does not begin before either, since it would take away what is
+	// still in use.
+	Gate Gate
+	// Adoption answers for Gate.Adopted; without it that condition never
+	// holds.
+	Adoption Adoption
+	// MinAge is how long a version is current before a rotation replaces it:
+	// a provider that asks too often, as Azure's near-expiry event does for
+	// short-lived secrets, does not turn into a loop.
+	MinAge time.Duration
+	// Force takes gates and MinAge as if they held. It is for a person who
+	// knows that a credential has leaked.
+	Force bool
 }
 
 // A Progress is one phase that ended.
@@ -93,6 +107,8 @@ type Result struct {
 	// Resumed reports that a pending version of an earlier, unfinished
 	// rotation was rolled forward; Token is that rotation's.
 	Resumed bool
+	// Already reports that there was nothing to do.
+	Already bool
 }
 
 // NewToken returns a fresh rotation token: a version 4 UUID, which is what
@@ -162,6 +178,9 @@ func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error
 		return perr
 	}
 	if phase == Create {
+		if err := r.mayBegin(ctx, id, d); err != nil {
+			return err
+		}
 		r.announce(ctx, r.event(events.RotationStarted, id, token))
 	}
 	if err := r.phase(ctx, id, d, token, phase); err != nil {
@@ -209,6 +228,10 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 		}
 	case !fault.Is(err, fault.NotFound):
 		return res, fmt.Errorf("read pending of %s: %w", id, err)
+	default:
+		if err := r.mayBegin(ctx, id, d); err != nil {
+			return res, err
+		}
 	}
 	token = res.Token
 
@@ -227,19 +250,4 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 		res.Version, res.Previous = h.ID, holderID(d, secrets.Previous)
 	}
 	return res, nil
-}
-
-// Retire revokes the superseded credential of a secret at its target. Nothing
-// superseded, and a rotator whose credentials die by themselves, are success.
-func (r *Runner) Retire(ctx context.Context, id ref.Ref) error {
-	unlock, err := r.locks.lock(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	current, err := r.store.Get(ctx, id, secrets.Current)
-	if err != nil {
-		return fmt.Errorf("read current of %s: %w", id, err)
-	}
-	return r.retire(ctx, Change{Ref: id, Token: current.Token, Current: current.Value})
 }

@@ -630,7 +630,7 @@ func TestLocks(t *testing.T) {
 	if err := r.Step(ctx, f.id, tokenA, "createSecret"); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("step while the first is at work: %v", err)
 	}
-	if err := r.Retire(ctx, f.id); !fault.Is(err, fault.Unavailable) {
+	if _, err := r.Retire(ctx, f.id, false); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("retire while the first is at work: %v", err)
 	}
 	rotate(f.id)
@@ -655,7 +655,7 @@ func TestRetire(t *testing.T) {
 	f.want("calls of the second", f.target.took(), "retire v0, create, set, test")
 	f.want("events", f.bus.took(), "rotation.started, version.activated, version.retired, version.activated, rotation.succeeded")
 
-	if err := f.runner().Retire(t.Context(), f.id); err != nil {
+	if _, err := f.runner().Retire(t.Context(), f.id, false); err != nil {
 		t.Fatal(err)
 	}
 	f.want("calls of Retire", f.target.took(), "retire v1")
@@ -680,7 +680,7 @@ func TestRetire(t *testing.T) {
 	f.target.before = nil
 
 	// A rotator that cannot retire is success.
-	if err := rotators.NewRunner(f.store, f.target, nil).Retire(t.Context(), f.id); err != nil {
+	if _, err := rotators.NewRunner(f.store, f.target, nil).Retire(t.Context(), f.id, false); err != nil {
 		t.Error(err)
 	}
 }
@@ -695,7 +695,7 @@ func TestRetireSparesARestoredValue(t *testing.T) {
 	if _, err := f.store.Promote(t.Context(), f.id, tokenA); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.runner().Retire(t.Context(), f.id); err != nil {
+	if _, err := f.runner().Retire(t.Context(), f.id, false); err != nil {
 		t.Fatal(err)
 	}
 	f.rotate(tokenB)
@@ -802,7 +802,8 @@ func TestMissingSecret(t *testing.T) {
 	_, err = f.runner().Rotate(t.Context(), id, "")
 	f.kind("rotate", err, fault.NotFound, "")
 	f.kind("step", f.runner().Step(t.Context(), id, tokenA, "createSecret"), fault.NotFound, "")
-	f.kind("retire", f.runner().Retire(t.Context(), id), fault.NotFound, "")
+	_, err = f.runner().Retire(t.Context(), id, false)
+	f.kind("retire", err, fault.NotFound, "")
 	f.quiet("a secret that does not exist")
 }
 

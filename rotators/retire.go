@@ -1,0 +1,258 @@
+package rotators
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/events"
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
+	"github.com/keyturn/keyturn/secrets"
+)
+
+// A Retirement is where the superseded version of a secret stands.
+type Retirement struct {
+	Ref ref.Ref
+	// Version is the id of the superseded version, "" if there is none.
+	Version string
+	// Retired reports that it is out of use, and Now that this call did it.
+	Retired, Now bool
+	// Waiting says what keeps its gate closed, and Next when that may have
+	// changed; zero is not by time alone.
+	Waiting []string
+	Next    time.Time
+	// Overdue reports that the gate's hard limit has passed and holds.
+	Overdue bool
+}
+
+// A NotYet is the cause of the error of a rotation or a retirement that may
+// not begin yet.
+type NotYet struct {
+	Waiting []string
+	Until   time.Time // zero: not by time alone
+}
+
+// Error says what is waited for.
+func (e *NotYet) Error() string { return strings.Join(e.Waiting, "; ") }
+
+func notYet(op string, id ref.Ref, waiting []string, until time.Time) error {
+	return &fault.Error{
+		Kind: fault.Unavailable, Class: fault.ClassPolicy, Op: op,
+		Msg: fmt.Sprintf("%s: not yet", id), Err: &NotYet{Waiting: waiting, Until: until},
+	}
+}
+
+// IsNotYet returns what err waits for, if it is the error of a rotation that
+// may not begin yet.
+func IsNotYet(err error) (*NotYet, bool) {
+	var n *NotYet
+	return n, errors.As(err, &n)
+}
+
+// Sweep retires what is superseded if its gate is open, and tells otherwise
+// when to look again. It is what a deadline and a periodic function call, and
+// may be called at any time by any number of processes. A rotation that is
+// unfinished comes first: whether what it supersedes can go shows when it ends.
+func (r *Runner) Sweep(ctx context.Context, id ref.Ref) (Retirement, error) {
+	return r.retireBy(ctx, id, byTime, false)
+}
+
+// Retire is Sweep by a person: the conditions Manual and NextRotation hold,
+// and what somebody restored is retired again. With force no condition counts.
+// A gate that stays closed is an error whose cause is [NotYet].
+func (r *Runner) Retire(ctx context.Context, id ref.Ref, force bool) (Retirement, error) {
+	out, err := r.retireBy(ctx, id, byPerson, force)
+	if err == nil && out.Version != "" && !out.Retired {
+		err = notYet("retire", id, out.Waiting, out.Next)
+	}
+	return out, err
+}
+
+func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force bool) (Retirement, error) {
+	out := Retirement{Ref: id}
+	unlock, err := r.locks.lock(ctx, id)
+	if err != nil {
+		return out, err
+	}
+	defer unlock()
+	d, err := r.store.Describe(ctx, id)
+	if err != nil {
+		return out, fmt.Errorf("describe %s: %w", id, err)
+	}
+	current, previous := d.Holder(secrets.Current), d.Holder(secrets.Previous)
+	if previous == nil || current == nil {
+		return out, nil
+	}
+	out.Version, out.Retired = previous.ID, previous.Disabled
+	if previous.Disabled {
+		return out, nil
+	}
+	if p := d.Holder(secrets.Pending); p != nil && p.ID != current.ID {
+		out.Waiting, out.Next = []string{"a rotation is unfinished"}, time.Now().Add(time.Minute)
+		return out, nil
+	}
+	if !force {
+		v := r.ask(ctx, id, d, why)
+		if out.Waiting, out.Next, out.Overdue = v.waiting, v.next, v.overdue; !v.open {
+			if v.overdue {
+				r.announceOverdue(ctx, id, previous.ID)
+			}
+			return out, nil
+		}
+	}
+	now, err := r.store.Get(ctx, id, secrets.Current)
+	if err != nil {
+		return out, fmt.Errorf("read current of %s: %w", id, err)
+	}
+	if now.ID != current.ID {
+		return out, moved(id, "nothing was retired")
+	}
+	c := Change{Ref: id, Token: now.Token, Current: now.Value}
+	if err := r.takeOut(ctx, c, current.ID, previous.ID, !force); err != nil {
+		return out, fmt.Errorf("retire version %s of %s: %w", previous.ID, id, err)
+	}
+	if s, ok := r.store.(secrets.Disabler); ok {
+		if err := s.Disable(ctx, id, previous.ID); err != nil {
+			return out, fmt.Errorf("disable version %s of %s: %w", previous.ID, id, err)
+		}
+	}
+	out.Retired, out.Now = true, true
+	return out, nil
+}
+
+// ask asks the gate about the previous version of d.
+func (r *Runner) ask(ctx context.Context, id ref.Ref, d *secrets.Description, why occasion) verdict {
+	current, previous := d.Holder(secrets.Current), d.Holder(secrets.Previous)
+	if previous.Held && why != byPerson {
+		return verdict{waiting: []string{"held: somebody restored it; keyturn retire lets it go"}}
+	}
+	return r.opts.Gate.ask(time.Now(), activated(current), why, func() ([]string, error) {
+		if r.opts.Adoption == nil {
+			return nil, errors.New("nobody here knows the fleet")
+		}
+		return r.opts.Adoption.Missing(ctx, id, current.ID)
+	})
+}
+
+// activated is when v became current, as far as the store tells.
+func activated(v *secrets.VersionInfo) time.Time {
+	if v.Activated.IsZero() {
+		return v.Created
+	}
+	return v.Activated
+}
+
+// mayBegin returns why a new rotation may not begin, or nil.
+func (r *Runner) mayBegin(ctx context.Context, id ref.Ref, d *secrets.Description) error {
+	current := d.Holder(secrets.Current)
+	if r.opts.Force || current == nil || d.Holder(secrets.Pending) != nil && !d.Opened {
+		return nil
+	}
+	if since := activated(current); r.opts.MinAge > 0 && time.Since(since) < r.opts.MinAge {
+		until := since.Add(r.opts.MinAge)
+		return notYet("rotate", id, []string{fmt.Sprintf("minimum age: until %s", until.UTC().Format(time.RFC3339))}, until)
+	}
+	if previous := d.Holder(secrets.Previous); previous != nil && !previous.Disabled && !r.opts.KeepPrevious {
+		if v := r.ask(ctx, id, d, byRotation); !v.open {
+			if v.overdue {
+				r.announceOverdue(ctx, id, previous.ID)
+			}
+			return notYet("rotate", id, v.waiting, v.next)
+		}
+	}
+	return nil
+}
+
+// makeRoom revokes at the target, when a rotation begins, what the one before
+// it superseded. The store keeps it until finish, in case set needs it.
+func (r *Runner) makeRoom(ctx context.Context, c Change, currentID string) error {
+	if _, ok := r.rotator.(Retirer); !ok || r.opts.KeepPrevious || c.Previous.IsZero() {
+		return nil
+	}
+	return r.takeOut(ctx, c, currentID, "", true)
+}
+
+// disableSuperseded takes out of the store, when a rotation finishes, what
+// the one before it superseded. It comes before promote, so that a retry
+// finds it still.
+func (r *Runner) disableSuperseded(ctx context.Context, id ref.Ref, d *secrets.Description, token string) error {
+	s, ok := r.store.(secrets.Disabler)
+	previous := d.Holder(secrets.Previous)
+	if !ok || r.opts.KeepPrevious || previous == nil || previous.Disabled || d.Has(token, secrets.Current) {
+		return nil
+	}
+	err := s.Disable(ctx, id, previous.ID)
+	if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+		return fmt.Errorf("disable the superseded version %s: %w", previous.ID, err)
+	}
+	return nil
+}
+
+// takeOut revokes at the target what c.Current superseded, and proves that it
+// is dead. want, if not "", is the id that the previous version must have.
+// The announcement comes before the store forgets the version, so that a
+// version which is disabled was announced.
+func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, prove bool) error {
+	old, err := r.store.Get(ctx, c.Ref, secrets.Previous)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read previous: %w", err)
+	}
+	if want != "" && old.ID != want {
+		return moved(c.Ref, "nothing was retired")
+	}
+	c.Previous = old.Value
+	rt, revokes := r.rotator.(Retirer)
+	// An equal value is one that was restored: revoking it would kill the
+	// current credential.
+	if !old.Value.Equal(c.Current) {
+		if revokes {
+			if err := r.announceAgain(ctx, c, currentID); err != nil {
+				return err
+			}
+			if err := rt.Retire(ctx, c, old.Value); err != nil {
+				return err
+			}
+		}
+		if v, ok := r.rotator.(Verifier); ok && prove {
+			if err := r.proveDead(ctx, v, c, old.Value); err != nil {
+				return err
+			}
+		}
+	}
+	e := r.fill(events.New(events.VersionRetired, c.Ref, time.Now(), old.ID))
+	e.Data.Version = old.ID
+	if r.opts.Publisher == nil {
+		return nil
+	}
+	if err := r.opts.Publisher.Publish(ctx, e); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	return nil
+}
+
+// proveDead signs in with old and wants to be refused.
+func (r *Runner) proveDead(ctx context.Context, v Verifier, c Change, old secrets.Value) error {
+	err := v.Verify(ctx, c, old)
+	switch {
+	case err == nil:
+		return fault.Newf(fault.Unavailable, "retire", "the superseded credential still signs in; if it is the same credential as the current one, repeat with --force to disable its version only")
+	case fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth:
+		return nil
+	case fault.Is(err, fault.Invalid):
+		return nil // it names another target, where nothing of ours signs in
+	}
+	return fmt.Errorf("prove that the superseded credential is dead: %w", err)
+}
+
+// announceOverdue raises the alert of a gate that holds beyond its limit.
+func (r *Runner) announceOverdue(ctx context.Context, id ref.Ref, version string) {
+	e := r.fill(events.New(events.RotationFailed, id, time.Now(), "overdue", version))
+	e.Data.Version, e.Data.Reason = version, "retire: overdue"
+	r.announce(ctx, e)
+}
