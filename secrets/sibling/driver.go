@@ -53,11 +53,14 @@ type Version struct {
 // was made from, and the value are written together or recognizably not at
 // all.
 type Pending struct {
-	// ID names the version in the sibling.
+	// ID names the version in the sibling. It may be the id of a version of
+	// the main secret too: [Store] tells the two apart.
 	ID    string
 	Token string
-	// After is the id of the main version that was current when it was made.
-	After   string
+	// After is the id of the main version that was current when it was made,
+	// or "" if there was none.
+	After string
+	// Created is told by the backend; PutPending ignores it.
 	Created time.Time
 	Value   secrets.Value
 }
@@ -65,7 +68,9 @@ type Pending struct {
 // A Driver is one backend. Every method may be repeated, is safe for
 // concurrent use, and returns errors of package fault: NotFound, Conflict for
 // a lost compare-and-swap, and so on. It validates refs of its provider, token
-// and value limits; an ended context is Unavailable.
+// and value limits; an ended context is Unavailable. A value that it returns is
+// a buffer of the caller's own, who wipes it; one that it is given it does not
+// keep.
 type Driver interface {
 	// Main describes the main secret; NotFound if there is none.
 	Main(ctx context.Context, r ref.Ref) (*Main, error)
@@ -82,7 +87,9 @@ type Driver interface {
 	// replication, labels and encryption settings of the main secret. With
 	// compare-and-swap it is a Conflict if the sibling is not at rev any more.
 	PutPending(ctx context.Context, r ref.Ref, rev string, p Pending) error
-	// Clear makes what was read at rev unreadable. Cleared already is success.
+	// Clear makes what was read at rev unreadable, and nothing that was written
+	// after it: rev tells that even without compare-and-swap. Cleared already
+	// is success.
 	Clear(ctx context.Context, r ref.Ref, rev string) error
 
 	// Append adds p's value as the newest version of the main secret, keeping
@@ -92,18 +99,22 @@ type Driver interface {
 	// Record notes that version id was written under token and superseded the
 	// version previous, and moves what else names them (aliases). It is called
 	// after Append, and again whenever an append is found that was not
-	// recorded. Where Append notes both, Record does nothing.
+	// recorded. Where Append notes both, Record does nothing. It may come late,
+	// from a process that stalled: where a newer version is there, nothing that
+	// names the current one is moved back, and that is success. previous is ""
+	// where there was none.
 	Record(ctx context.Context, r ref.Ref, id, token, previous string) error
 
 	// SetDisabled takes a version of the main secret out of use or back into
-	// it, and in the latter case notes that it is held. It never touches the
-	// newest version. NotFound if it is not there or destroyed.
+	// it. It never disables the newest version, which is a Conflict. NotFound
+	// if it is not there or destroyed. Done already is success.
 	SetDisabled(ctx context.Context, r ref.Ref, id string, disabled bool) error
 	// Destroy makes a version's value unrecoverable, as far as the backend
 	// can. One that is not there is success.
 	Destroy(ctx context.Context, r ref.Ref, id string) error
 
 	// Create makes the main secret with v as its first version; Conflict if
-	// there is one.
+	// there is one. A main secret without any version, which a crash between
+	// two calls leaves, is given v.
 	Create(ctx context.Context, r ref.Ref, v secrets.Value) (*Version, error)
 }
