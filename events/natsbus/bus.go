@@ -78,12 +78,12 @@ type Options struct {
 	// and a stream of its own.
 	MultiLast bool
 
-	// Workers is how many schedule firings one RunSchedules handles at a time.
-	// Default 4.
+	// Workers is how many firings one RunSchedules, and how many events one
+	// Work, handles at a time. Default 4.
 	Workers int
-	// AckWait is how long a firing whose replica died waits until another
-	// replica gets it. Default 30 s. A handler may take longer: it is kept
-	// alive. All replicas should use the same.
+	// AckWait is how long a firing or event whose replica died waits until
+	// another replica gets it. Default 30 s. A handler may take longer: it is
+	// kept alive. All replicas should use the same.
 	AckWait time.Duration
 
 	// Logger takes warnings and state changes. Default: discard.

@@ -2,38 +2,39 @@ package natsbus
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
-	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
 )
 
-const (
-	// ScheduleConsumer is the durable consumer that all replicas share.
-	ScheduleConsumer = "keyturn-schedules"
+// ScheduleConsumer is the durable consumer that all replicas share.
+const ScheduleConsumer = "keyturn-schedules"
 
-	maxBackoff = 5 * time.Minute
-	// maxUnclassified is how often a firing is tried whose handler fails for
-	// a reason that nobody classified; that is some eight hours.
-	maxUnclassified = 100
-	pullWait        = 10 * time.Second
-	pullHeartbeat   = 2 * time.Second
-)
+// headerFiring is the id of the trigger that [Bus.Fire] was called for,
+// percent-encoded.
+const headerFiring = "Keyturn-Firing-Id"
 
-// A Firing is one time at which a schedule was due.
+// A Firing is one time at which a schedule was due, or one [Bus.Fire].
 type Firing struct {
 	Name    string
 	Payload []byte
 	// ID is the same for every delivery of this firing, to whichever replica,
-	// and no other firing has it: what makes a handler idempotent.
+	// and no other firing has it: what makes a handler idempotent. Firings
+	// that came by [Bus.Fire] with one id are one firing, whenever they came.
 	ID string
-	// Attempt counts deliveries from 1.
+	// At is when the server stored it, which for a schedule is a fraction of a
+	// second after it was due.
+	At time.Time
+	// Attempt counts deliveries from 1, those included that ended with
+	// [After], or at once since a firing of the name was still at work.
 	Attempt uint64
 }
 
@@ -44,43 +45,31 @@ type Firing struct {
 //
 // A firing is done once h returns nil. An error of kind Invalid drops it. After
 // any other error it is due again with back-off from one second to five
-// minutes, on any replica, until a newer firing of the name takes its place;
-// an unclassified error gives up after 100 attempts. h may take as long as it
+// minutes, or when [After] says, on any replica, until a newer firing of the
+// name takes its place; an unclassified error gives up after 100 attempts. A
+// firing that is not done after 30 days is gone. h may take as long as it
 // likes. It is called concurrently for different names, and for one name one
 // at a time in this process; another replica may get the next firing while
 // this one is still at work. A replica that dies may have done its work
 // already, so h must be idempotent.
 func (b *Bus) RunSchedules(ctx context.Context, h func(ctx context.Context, f Firing) error) error {
-	c, err := b.consumer(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
+	d := &durable{b: b, obtain: b.firings, read: func(ctx context.Context, m jetstream.Msg, md *jetstream.MsgMetadata) (job, bool) {
+		f, ok := decodeFiring(m, md)
+		if !ok {
+			b.opts.Logger.WarnContext(ctx, "a message on a due subject is no firing; dropped", "subject", m.Subject())
+			return job{}, false
 		}
-		return err
-	}
-	r := &runner{b: b, h: h, busy: map[string]struct{}{}}
-	var wg sync.WaitGroup
-	for range b.opts.Workers {
-		wg.Go(func() { r.work(ctx, c) })
-	}
-	wg.Wait()
-	return nil
+		return job{key: f.Name, do: func(ctx context.Context) error { return h(ctx, f) }}, true
+	}}
+	return d.run(ctx)
 }
 
-// consumer creates the durable consumer, or takes the one that is there.
-func (b *Bus) consumer(ctx context.Context) (jetstream.Consumer, error) {
+// firings creates the durable consumer, or takes the one that is there.
+func (b *Bus) firings(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	cfg := jetstream.ConsumerConfig{
-		Durable:       ScheduleConsumer,
-		Description:   "Keyturn: what is due, for one replica each",
-		FilterSubject: duePrefix + ">",
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       b.opts.AckWait,
-		// No MaxDeliver: a gate's deadline must not be forgotten because its
-		// target was away for a day. Back-off bounds the work.
-		MaxDeliver: -1,
-	}
+	cfg := b.durableConfig(ScheduleConsumer, "Keyturn: what is due, for one replica each")
+	cfg.FilterSubject = duePrefix + ">"
 	api := b.opts.api() + "CONSUMER.CREATE." + ScheduleStream + "." + ScheduleConsumer + "." + cfg.FilterSubject
 	var c jetstream.Consumer
 	err := guarded(ctx, b.nc, []string{api}, func(ctx context.Context) (err error) {
@@ -90,150 +79,58 @@ func (b *Bus) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	return c, classify("run schedules", err)
 }
 
-// A runner is one call of RunSchedules.
-type runner struct {
-	b *Bus
-	h func(ctx context.Context, f Firing) error
-
-	mu   sync.Mutex
-	busy map[string]struct{}
-}
-
-// work takes one firing at a time; it does not fetch ahead, so that what
-// waits is free for every replica.
-func (r *runner) work(ctx context.Context, c jetstream.Consumer) {
-	log := r.b.opts.Logger
-	for wait := minRetry; ctx.Err() == nil; {
-		m, err := next(ctx, c)
-		switch {
-		case err == nil:
-			wait = minRetry
-			r.fire(ctx, m)
-			continue
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
-			wait = minRetry // nothing was due
-			continue
+// decodeFiring reads a firing. It reports false for what is none, also for one
+// under the subject of another name: the server's permissions are on subjects.
+func decodeFiring(m jetstream.Msg, md *jetstream.MsgMetadata) (Firing, bool) {
+	f := Firing{Name: targetOf(m.Headers()), Payload: m.Data(), At: md.Timestamp, Attempt: md.NumDelivered}
+	if f.Name == "" || m.Subject() != duePrefix+events.Token(f.Name) {
+		return Firing{}, false
+	}
+	f.ID = fmt.Sprintf("%s/%d/%d", f.Name, md.Sequence.Stream, md.Timestamp.UnixNano())
+	if v := lastValue(m.Headers(), headerFiring); v != "" {
+		id, ok := unescape(v)
+		if !ok {
+			return Firing{}, false
 		}
-		if wait == 8*minRetry {
-			log.WarnContext(ctx, "schedules cannot be read; trying on", "error", err)
-		}
-		if !pause(ctx, wait) {
-			return
-		}
-		wait = min(2*wait, maxRetry)
-		if isGone(err) && r.b.nc.IsConnected() {
-			if again, err := r.b.consumer(ctx); err == nil {
-				c = again
-			}
-		}
+		// The last part begins with a letter and holds no slash: no other name
+		// and id, and no schedule, gives this one.
+		f.ID = f.Name + "/by-" + url.PathEscape(id)
 	}
+	return f, true
 }
 
-// next waits for one firing. The heartbeats show early that a server which
-// went away has forgotten the request.
-func next(ctx context.Context, c jetstream.Consumer) (jetstream.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, pullWait)
-	defer cancel()
-	return c.Next(jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(pullHeartbeat))
-}
-
-// fire handles one firing and disposes of it.
-func (r *runner) fire(ctx context.Context, m jetstream.Msg) {
-	log := r.b.opts.Logger
-	name, ok := unescape(lastValue(m.Headers(), headerName))
-	if !ok || name == "" {
-		log.WarnContext(ctx, "a message on a due subject is no firing; dropped", "subject", m.Subject())
-		r.dispose(ctx, m.TermWithReason("no firing of a schedule"))
-		return
+// Fire makes the job of that name due now, as a schedule of the name would: it
+// takes the place of a firing that waits. A caller is a trigger from outside,
+// such as a cloud's notice that a secret should be rotated. It returns nil
+// once the server has stored the firing, and may be repeated.
+//
+// id names the trigger, in up to 256 bytes; all its firings have one
+// [Firing.ID]. Fired again within two minutes it is not even due again. With
+// "" each call is a firing of its own.
+//
+// It needs the right to publish on keyturn.schedule.due.>, or on that subject
+// of the one name.
+func (b *Bus) Fire(ctx context.Context, name, id string, payload []byte) error {
+	const op = "fire"
+	if err := validName(op, "the name", name); err != nil {
+		return err
 	}
-	md, err := m.Metadata()
-	if err != nil { // not from a consumer, which cannot be
-		r.dispose(ctx, m.TermWithReason("no metadata"))
-		return
+	if len(id) > maxID || !utf8.ValidString(id) {
+		return fault.Newf(fault.Invalid, "natsbus: "+op, "the id has %d bytes; expected at most %d of UTF-8", len(id), maxID)
 	}
-	attempt := md.NumDelivered
-	if !r.enter(name) {
-		// The one before still runs. Meanwhile a newer one may replace this.
-		r.dispose(ctx, m.NakWithDelay(2*time.Second))
-		return
+	if len(payload) > maxPayload {
+		return fault.Newf(fault.Invalid, "natsbus: "+op, "the payload for %q has %d bytes; expected at most %d", name, len(payload), maxPayload)
 	}
-	defer r.leave(name)
-	stop := r.keepAlive(ctx, m)
-	err = r.h(ctx, Firing{
-		Name: name, Payload: m.Data(), Attempt: attempt,
-		ID: fmt.Sprintf("%s/%d/%d", name, md.Sequence.Stream, md.Timestamp.UnixNano()),
-	})
-	stop()
-	kind := fault.KindOf(err)
-	switch {
-	case err == nil:
-		// The work is done, also when ctx has ended since.
-		ackCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		r.dispose(ctx, m.DoubleAck(ackCtx))
-	case ctx.Err() != nil:
-		r.dispose(ctx, m.NakWithDelay(time.Second)) // another replica takes over
-	case kind == fault.Invalid, kind == fault.Unknown && attempt >= maxUnclassified:
-		log.ErrorContext(ctx, "a scheduled job can never work; dropped", "schedule", name, "attempt", attempt, "error", err)
-		r.dispose(ctx, m.TermWithReason(kind.String()))
-	default:
-		wait := backoff(attempt)
-		log.WarnContext(ctx, "a scheduled job failed; it is due again later", "schedule", name, "attempt", attempt, "wait", wait, "error", err)
-		r.dispose(ctx, m.NakWithDelay(wait))
+	m := &nats.Msg{Subject: duePrefix + events.Token(name), Data: payload, Header: nats.Header{
+		headerName:             {escape(name)},
+		jetstream.MsgTTLHeader: {dueTTL},
+	}}
+	if id != "" {
+		m.Header[headerFiring] = []string{escape(id)}
+		// The stream has one window for all names.
+		m.Header[jetstream.MsgIDHeader] = []string{events.Token(name) + "/" + escape(id)}
 	}
-}
-
-// dispose logs what could not be told to the server: it will deliver again.
-func (r *runner) dispose(ctx context.Context, err error) {
-	if err != nil {
-		r.b.opts.Logger.WarnContext(ctx, "a firing could not be acknowledged; it will be delivered again", "error", err)
-	}
-}
-
-// keepAlive tells the server that m is being worked on, until stop is called.
-func (r *runner) keepAlive(ctx context.Context, m jetstream.Msg) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		t := time.NewTicker(r.b.opts.AckWait / 3)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				if err := m.InProgress(); err != nil {
-					r.b.opts.Logger.WarnContext(ctx, "a running job could not be kept alive; another replica may start it", "error", err)
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() { close(done); <-ended }
-}
-
-func (r *runner) enter(name string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, is := r.busy[name]; is {
-		return false
-	}
-	r.busy[name] = struct{}{}
-	return true
-}
-
-func (r *runner) leave(name string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.busy, name)
-}
-
-func backoff(attempt uint64) time.Duration {
-	if attempt > 9 {
-		return maxBackoff
-	}
-	return min(time.Second<<(max(attempt, 1)-1), maxBackoff)
+	return b.publish(ctx, op, ScheduleStream, []*nats.Msg{m})
 }
 
 func lastValue(h nats.Header, name string) string { return header(&nats.Msg{Header: h}, name) }

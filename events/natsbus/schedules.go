@@ -3,7 +3,7 @@ package natsbus
 import (
 	"bytes"
 	"context"
-	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,82 +16,33 @@ import (
 	"github.com/keyturn/keyturn/fault"
 )
 
+// The headers of a schedule, which its firings have too; values are
+// percent-encoded. A firing is named by the target where there is one.
 const (
-	headerName = "Keyturn-Schedule-Name" // percent-encoded
-	maxName    = 256
+	headerName   = "Keyturn-Schedule-Name"
+	headerTarget = "Keyturn-Schedule-Target" // only where it is not the name
+	headerOwner  = "Keyturn-Schedule-Owner"  // only what Reconcile has set
+)
+
+const (
+	// maxName holds an AWS name of 512 characters behind a prefix. Escaped to
+	// triples, name, target and owner stay below the 64 KB that the server
+	// takes as headers; subjects have a digest of what is long.
+	maxName    = 1024
 	maxPayload = 64 << 10
 	// dueTTL is how long a firing waits for somebody to handle it.
 	dueTTL = "720h"
 )
 
-// A Spec says when a schedule fires. Exactly one of Every, At and Cron is set.
-// The server keeps the clock, so a schedule fires while every replica is down,
-// and is then due when one comes back.
-type Spec struct {
-	// Every is a period of at least one second, counted from when the
-	// schedule was set.
-	Every time.Duration
-	// At fires once, at once if it is in the past; then the schedule is gone.
-	At time.Time
-	// Cron has six fields: second, minute, hour, day of month, month, day of
-	// week. @hourly, @daily, @weekly, @monthly and @yearly are known too.
-	Cron string
-	// TimeZone is an IANA name for Cron, as "Europe/Berlin"; "" is UTC. The
-	// server must know it.
-	TimeZone string
-}
-
-// pattern returns the Nats-Schedule header of s. The server checks cron
-// expressions and time zones.
-func (s Spec) pattern() (string, error) {
-	bad := func(format string, args ...any) (string, error) {
-		return "", fault.Newf(fault.Invalid, "natsbus: schedule", format, args...)
-	}
-	set := 0
-	for _, is := range []bool{s.Every != 0, !s.At.IsZero(), s.Cron != ""} {
-		if is {
-			set++
-		}
-	}
-	switch {
-	case set != 1:
-		return bad("%d of Every, At and Cron are set; expected one", set)
-	case s.TimeZone != "" && s.Cron == "":
-		return bad("a time zone is only for Cron; give At as an instant")
-	case s.Every != 0:
-		if s.Every < time.Second {
-			return bad("Every is %s; expected at least 1s", s.Every)
-		}
-		return "@every " + s.Every.String(), nil
-	case !s.At.IsZero():
-		return "@at " + s.At.UTC().Format(time.RFC3339Nano), nil
-	}
-	cron := strings.Join(strings.Fields(s.Cron), " ")
-	if !strings.HasPrefix(cron, "@") && strings.Count(cron, " ") != 5 {
-		return bad("the cron expression %.80q has %d fields; expected six: second, minute, hour, day of month, month, day of week", s.Cron, len(strings.Fields(s.Cron)))
-	}
-	if strings.HasPrefix(cron, "@every") || strings.HasPrefix(cron, "@at") {
-		return bad("the cron expression is %.80q; use Every or At", s.Cron)
-	}
-	return cron, nil
-}
-
-// parseSpec is the inverse of pattern.
-func parseSpec(pattern, zone string) (Spec, bool) {
-	if d, ok := strings.CutPrefix(pattern, "@every "); ok {
-		every, err := time.ParseDuration(d)
-		return Spec{Every: every}, err == nil
-	}
-	if at, ok := strings.CutPrefix(pattern, "@at "); ok {
-		t, err := time.Parse(time.RFC3339Nano, at)
-		return Spec{At: t}, err == nil
-	}
-	return Spec{Cron: pattern, TimeZone: zone}, pattern != ""
-}
-
 // A Schedule is one that is set.
 type Schedule struct {
-	Name    string
+	Name string
+	// Target is the name of its firings: its own, unless it was set by
+	// [Bus.ScheduleFor] or a [Bus.Reconcile] with another.
+	Target string
+	// Owner is whose [Bus.Reconcile] has set it; "" for one that was set by
+	// itself.
+	Owner   string
 	Spec    Spec
 	Payload []byte
 	// Set is when it was set or last changed.
@@ -100,106 +51,244 @@ type Schedule struct {
 
 // Schedule sets the schedule of that name, in place of the one before. Nothing
 // is written if it is set already with the same spec and payload, so a start
-// of the process does not begin a period anew. Names are any text of 1 to 256
+// of the process does not begin a period anew. Names are any text of 1 to 1024
 // bytes. It may be repeated and is safe for concurrent use, by several
 // replicas too.
 func (b *Bus) Schedule(ctx context.Context, name string, spec Spec, payload []byte) error {
-	const op = "schedule"
-	pattern, err := spec.pattern()
+	return b.ScheduleFor(ctx, name, name, spec, payload)
+}
+
+// ScheduleFor is like Schedule, but what fires is named target. So several
+// schedules, and [Bus.Fire], can ask for one job: of the firings of one name
+// that wait only the latest is kept. An example is a one-shot "later x" beside
+// the schedule "x", to repeat a job out of turn.
+func (b *Bus) ScheduleFor(ctx context.Context, name, target string, spec Spec, payload []byte) error {
+	sc := Schedule{Name: name, Target: target, Spec: spec, Payload: payload}
+	if err := sc.validate(); err != nil {
+		return err
+	}
+	old, err := b.lastOf(ctx, ScheduleStream, sc.subject())
 	if err != nil {
 		return err
 	}
-	if err := validName(name); err != nil {
-		return err
-	}
-	if len(payload) > maxPayload {
-		return fault.Newf(fault.Invalid, "natsbus: "+op, "the payload of %q has %d bytes; expected at most %d", name, len(payload), maxPayload)
-	}
-	subject := specPrefix + events.Token(name)
-	for attempt := 0; ; attempt++ {
-		old, err := b.lastOf(ctx, ScheduleStream, subject)
-		if err != nil {
-			return err
-		}
-		m := &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{
-			headerName:                          {escape(name)},
-			jetstream.ScheduleHeader:            {pattern},
-			jetstream.ScheduleTargetHeader:      {duePrefix + events.Token(name)},
-			jetstream.ScheduleTTLHeader:         {dueTTL},
-			jetstream.ExpectedLastSubjSeqHeader: {"0"},
-		}}
-		if spec.TimeZone != "" {
-			m.Header[jetstream.ScheduleTimeZoneHeader] = []string{spec.TimeZone}
-		}
-		if old != nil {
-			if bytes.Equal(old.msg.Data, payload) && same(old.msg, m, headerName, jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader, jetstream.ScheduleTTLHeader, jetstream.ScheduleTimeZoneHeader) {
-				return nil
-			}
-			m.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{utoa(old.seq)}
-		}
-		err = b.publish(ctx, op, ScheduleStream, []*nats.Msg{m})
-		// Another replica was faster; most likely it has set the same.
-		if attempt < 5 && fault.Is(err, fault.Conflict) && pause(ctx, 20*time.Millisecond) {
-			continue
-		}
-		return err
-	}
+	_, err = b.put(ctx, sc, old)
+	return err
 }
 
-func same(a, b *nats.Msg, names ...string) bool {
-	for _, n := range names {
-		if header(a, n) != header(b, n) {
-			return false
-		}
+func (sc Schedule) subject() string { return specPrefix + events.Token(sc.Name) }
+
+func (sc Schedule) validate() error {
+	const op = "schedule"
+	if err := validName(op, "the name", sc.Name); err != nil {
+		return err
 	}
-	return true
+	if err := validName(op, "the target", sc.Target); err != nil {
+		return err
+	}
+	if len(sc.Payload) > maxPayload {
+		return fault.Newf(fault.Invalid, "natsbus: "+op, "the payload of %q has %d bytes; expected at most %d", sc.Name, len(sc.Payload), maxPayload)
+	}
+	_, err := sc.Spec.pattern()
+	return err
 }
 
-func validName(name string) error {
+func validName(op, what, name string) error {
 	if name == "" || len(name) > maxName || !utf8.ValidString(name) {
-		return fault.Newf(fault.Invalid, "natsbus: schedule", "the name has %d bytes; expected 1 to %d of UTF-8", len(name), maxName)
+		return fault.Newf(fault.Invalid, "natsbus: "+op, "%s has %d bytes; expected 1 to %d of UTF-8", what, len(name), maxName)
 	}
 	return nil
 }
 
+// encode returns the message that holds sc, which is valid.
+func (sc Schedule) encode() (*nats.Msg, error) {
+	pattern, err := sc.Spec.pattern()
+	if err != nil {
+		return nil, err
+	}
+	m := &nats.Msg{Subject: sc.subject(), Data: sc.Payload, Header: nats.Header{
+		headerName:                     {escape(sc.Name)},
+		jetstream.ScheduleHeader:       {pattern},
+		jetstream.ScheduleTargetHeader: {duePrefix + events.Token(sc.Target)},
+		jetstream.ScheduleTTLHeader:    {dueTTL},
+	}}
+	if sc.Target != sc.Name {
+		m.Header[headerTarget] = []string{escape(sc.Target)}
+	}
+	if sc.Owner != "" {
+		m.Header[headerOwner] = []string{escape(sc.Owner)}
+	}
+	if sc.Spec.TimeZone != "" {
+		m.Header[jetstream.ScheduleTimeZoneHeader] = []string{sc.Spec.TimeZone}
+	}
+	return m, nil
+}
+
+// decodeSchedule is the inverse of encode. It reports false for what is no
+// schedule.
+func decodeSchedule(st stored) (Schedule, bool) {
+	sc := Schedule{Payload: st.msg.Data, Set: st.at}
+	var named, owned, parsed bool
+	sc.Name, named = unescape(header(st.msg, headerName))
+	sc.Owner, owned = unescape(header(st.msg, headerOwner))
+	sc.Target = targetOf(st.msg.Header)
+	sc.Spec, parsed = parseSpec(header(st.msg, jetstream.ScheduleHeader), header(st.msg, jetstream.ScheduleTimeZoneHeader))
+	return sc, named && owned && parsed && sc.Target != "" && st.subject == sc.subject()
+}
+
+// targetOf returns the name of the firings of a schedule, from its headers or
+// a firing's, or "".
+func targetOf(h nats.Header) string {
+	for _, key := range []string{headerTarget, headerName} {
+		if v := lastValue(h, key); v != "" {
+			name, _ := unescape(v)
+			return name
+		}
+	}
+	return ""
+}
+
+// put stores sc, which is valid, and reports whether there was anything to
+// write. old is the message that sc replaces as far as is known, or nil.
+func (b *Bus) put(ctx context.Context, sc Schedule, old *stored) (written bool, err error) {
+	m, err := sc.encode()
+	if err != nil {
+		return false, err
+	}
+	for attempt := 0; ; attempt++ {
+		var seq uint64
+		if old != nil {
+			if unchanged(old.msg, m) {
+				return false, nil
+			}
+			seq = old.seq
+		}
+		m.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{utoa(seq)}
+		err := b.publish(ctx, "schedule", ScheduleStream, []*nats.Msg{m})
+		// Another replica was faster; most likely it has set the same.
+		if attempt >= 5 || !fault.Is(err, fault.Conflict) || !pause(ctx, 20*time.Millisecond) {
+			return err == nil, err
+		}
+		if old, err = b.lastOf(ctx, ScheduleStream, m.Subject); err != nil {
+			return false, err
+		}
+	}
+}
+
+// unchanged reports whether the stored message says what m says.
+func unchanged(old, m *nats.Msg) bool {
+	for _, name := range []string{
+		headerName, headerTarget, jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader,
+		jetstream.ScheduleTTLHeader, jetstream.ScheduleTimeZoneHeader,
+	} {
+		if header(old, name) != header(m, name) {
+			return false
+		}
+	}
+	// One from before there were owners stays as it is: to write it again
+	// would begin its period anew.
+	owner := header(m, headerOwner)
+	return bytes.Equal(old.Data, m.Data) && (header(old, headerOwner) == owner || ownedBefore(old, owner))
+}
+
+// ownedBefore reports that old has no owner and is the owner's all the same:
+// until there was the header, the payload told.
+func ownedBefore(old *nats.Msg, owner string) bool {
+	return owner != "" && header(old, headerOwner) == "" && escape(string(old.Data)) == owner && !strings.HasPrefix(header(old, jetstream.ScheduleHeader), "@at ")
+}
+
 // Unschedule removes the schedule of that name, and a firing of it that nobody
-// has taken yet. That there is none is no error.
+// has taken yet; what [Bus.Fire] or another schedule has put in its place
+// stays. That there is none is no error.
 func (b *Bus) Unschedule(ctx context.Context, name string) error {
-	if err := validName(name); err != nil {
+	if err := validName("unschedule", "the name", name); err != nil {
 		return err
 	}
+	sc := Schedule{Name: name, Target: name}
+	old, err := b.lastOf(ctx, ScheduleStream, sc.subject())
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		sc.Target = targetOf(old.msg.Header)
+	}
+	return b.remove(ctx, sc, 0)
+}
+
+// remove removes sc, and its firing that waits. With upTo one that was set
+// after that sequence stays: another replica knows better.
+func (b *Bus) remove(ctx context.Context, sc Schedule, upTo uint64) error {
+	if err := b.purge(ctx, sc.subject(), upTo); err != nil {
+		return err
+	}
+	// Second, or it could fire in between.
+	due, err := b.lastOf(ctx, ScheduleStream, duePrefix+events.Token(sc.Target))
+	if err != nil || due == nil || header(due.msg, jetstream.SchedulerHeader) != sc.subject() {
+		return err
+	}
+	return b.purge(ctx, due.subject, due.seq)
+}
+
+// purge removes what the schedule stream has on a subject, up to sequence upTo
+// or, for 0, all of it.
+func (b *Bus) purge(ctx context.Context, subject string, upTo uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
 	defer cancel()
 	api := b.opts.api() + "STREAM."
 	return classify("unschedule", guarded(ctx, b.nc, []string{api + "INFO." + ScheduleStream, api + "PURGE." + ScheduleStream}, func(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, ScheduleStream)
-		for _, prefix := range []string{specPrefix, duePrefix} {
-			if err == nil {
-				err = s.Purge(ctx, jetstream.WithPurgeSubject(prefix+events.Token(name)))
-			}
+		if err != nil {
+			return err
 		}
-		return err
+		opts := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(subject)}
+		if upTo > 0 {
+			opts = append(opts, jetstream.WithPurgeSequence(upTo+1))
+		}
+		return s.Purge(ctx, opts...)
 	}))
 }
 
 // ListSchedules returns the schedules that are set, by name.
 func (b *Bus) ListSchedules(ctx context.Context) ([]Schedule, error) {
+	set, err := b.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Schedule, 0, len(set))
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		out = append(out, set[name].schedule)
+	}
+	return out, nil
+}
+
+// A listed schedule, and the message that holds it.
+type listed struct {
+	schedule Schedule
+	stored   stored
+}
+
+// list reads all schedules, by name, in the order of the stream. One that is
+// set anew meanwhile moves to the end, where the reading still gets to; so
+// none is missed, and of one that is met twice the second is right.
+func (b *Bus) list(ctx context.Context) (map[string]listed, error) {
+	up, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
+	defer cancel()
+	if err := connected(up, b.nc); err != nil {
+		return nil, classify("list schedules", err)
+	}
+	out := map[string]listed{}
 	rd := reader{nc: b.nc, opts: b.opts, stream: ScheduleStream}
-	var out []Schedule
-	err := rd.last(ctx, []string{specPrefix + ">"}, func(st stored) error {
-		name, ok := unescape(header(st.msg, headerName))
-		spec, parsed := parseSpec(header(st.msg, jetstream.ScheduleHeader), header(st.msg, jetstream.ScheduleTimeZoneHeader))
-		if !ok || name == "" || !parsed {
+	err := rd.pages(ctx, getRequest{Seq: 1, NextFor: specPrefix + ">", Batch: maxOutstanding}, func(st stored) error {
+		sc, ok := decodeSchedule(st)
+		if !ok {
 			b.opts.Logger.WarnContext(ctx, "a message in the schedule stream is no schedule", "subject", st.subject)
 			return nil
 		}
-		out = append(out, Schedule{Name: name, Spec: spec, Payload: st.msg.Data, Set: st.at})
+		out[sc.Name] = listed{sc, st}
 		return nil
 	})
 	if err != nil {
 		return nil, classify("list schedules", err)
 	}
-	slices.SortFunc(out, func(a, b Schedule) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -216,15 +305,4 @@ func (b *Bus) lastOf(ctx context.Context, stream, subject string) (*stored, erro
 		return nil
 	})
 	return last, classify("read", err)
-}
-
-// isGone reports that a consumer or its stream is not there, or that nobody
-// answers for it.
-func isGone(err error) bool {
-	for _, e := range []error{jetstream.ErrConsumerDeleted, jetstream.ErrConsumerNotFound, jetstream.ErrConsumerDoesNotExist, nats.ErrNoResponders} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }

@@ -195,9 +195,9 @@ func TestBadSchedules(t *testing.T) {
 			t.Errorf("%s: %v; expected an error of kind invalid", what, err)
 		}
 	}
-	for _, name := range []string{"", string(make([]byte, 300)), "\xff"} {
+	for _, name := range []string{"", string(make([]byte, maxName+1)), "\xff"} {
 		if err := b.Schedule(t.Context(), name, Spec{Every: time.Hour}, nil); !fault.Is(err, fault.Invalid) {
-			t.Errorf("name %q: %v; expected an error of kind invalid", name, err)
+			t.Errorf("name %.20q: %v; expected an error of kind invalid", name, err)
 		}
 	}
 	if err := b.Schedule(t.Context(), "x", Spec{Every: time.Hour}, make([]byte, maxPayload+1)); !fault.Is(err, fault.Invalid) {

@@ -254,7 +254,7 @@ func (sn *session) run(ctx context.Context) error {
 func (sn *session) handle(ctx context.Context, subject string, m *nats.Msg, replayed bool) {
 	e, err := decode(subject, m.Header, m.Data)
 	if err != nil {
-		sn.ignore(ctx, subject, err)
+		sn.s.ignore(ctx, subject, err)
 		return
 	}
 	if len(sn.f.Types) > 0 && !slices.Contains(sn.f.Types, e.Type) {
@@ -271,16 +271,16 @@ func (sn *session) handle(ctx context.Context, subject string, m *nats.Msg, repl
 
 // ignore counts m, and logs the 1st, 2nd, 4th, 8th and so on: somebody who may
 // publish must not be able to fill the log.
-func (sn *session) ignore(ctx context.Context, subject string, err error) {
-	n := sn.s.ignored.Add(1)
+func (s *Subscriber) ignore(ctx context.Context, subject string, err error) {
+	n := s.ignored.Add(1)
 	if n&(n-1) != 0 {
 		return
 	}
 	if errors.Is(err, errUnknownType) {
-		sn.s.opts.Logger.InfoContext(ctx, "an event of an unknown type was ignored; a newer Keyturn may know it", "subject", subject, "ignored", n)
+		s.opts.Logger.InfoContext(ctx, "an event of an unknown type was ignored; a newer Keyturn may know it", "subject", subject, "ignored", n)
 		return
 	}
-	sn.s.opts.Logger.WarnContext(ctx, "a message that is no event was ignored", "subject", subject, "ignored", n, "error", err)
+	s.opts.Logger.WarnContext(ctx, "a message that is no event was ignored", "subject", subject, "ignored", n, "error", err)
 }
 
 // lost reports whether the client dropped messages since the last call.
