@@ -1,0 +1,108 @@
+package vaultkv
+
+import (
+	"context"
+	"strings"
+
+	"github.com/keyturn/keyturn/fault"
+)
+
+// An AppRole signs in with a role id and a secret id, which a supervisor puts
+// into a file and renews there. The file is read at each sign-in, so a secret
+// id may be short-lived and good for one use: the supervisor writes another
+// one for the next.
+//
+// Where the file holds a wrapping token instead (Wrapped), the secret id is
+// seen by nobody on the way. Before it is unwrapped its creation path is
+// compared: a token that somebody put in its place was made elsewhere. A
+// wrapping token that does not exist any more may have been unwrapped by a
+// thief, and the error says so.
+// https://developer.hashicorp.com/vault/docs/auth/approle
+// https://developer.hashicorp.com/vault/docs/concepts/response-wrapping#response-wrapping-token-validation
+type AppRole struct {
+	// RoleID is the role's id, which is no secret by itself.
+	RoleID string
+	// SecretIDFile is the file with the secret id or its wrapping token. Others
+	// than its owner and group may not read it.
+	SecretIDFile string
+	// Wrapped says that the file holds a wrapping token.
+	Wrapped bool
+	// Role is the role's name, which is needed with Wrapped.
+	Role string
+	// Mount is where AppRole is mounted, "approle" by default.
+	Mount string
+	// Namespace is where it is mounted; the root by default.
+	Namespace string
+}
+
+func (AppRole) owned() bool { return true }
+
+func (a AppRole) mount() string {
+	if a.Mount == "" {
+		return "approle"
+	}
+	return strings.Trim(a.Mount, "/")
+}
+
+// login implements [Method]. A sign-in whose answer was lost has used a secret
+// id that is good for one use; the next needs another.
+func (a AppRole) login(ctx context.Context, c *conn) (*lease, error) {
+	op := "vaultkv: sign in with AppRole " + a.mount()
+	if a.RoleID == "" || a.SecretIDFile == "" || a.Wrapped && a.Role == "" {
+		return nil, fault.Newf(fault.Invalid, op, "expected a role id and a file for the secret id, and the role's name for a wrapped one")
+	}
+	if err := checkPath(op, "mount", a.mount()); err != nil {
+		return nil, err
+	}
+	secretID, err := readCredential(op, a.SecretIDFile, "a secret id or its wrapping token")
+	if err != nil {
+		return nil, err
+	}
+	if a.Wrapped {
+		if secretID, err = a.unwrap(ctx, c, secretID); err != nil {
+			return nil, err
+		}
+	}
+	got, err := c.putAs(ctx, op, a.Namespace, "", "auth/"+a.mount()+"/login", map[string]string{"role_id": a.RoleID, "secret_id": secretID})
+	if err != nil {
+		return nil, err
+	}
+	return got.auth(op)
+}
+
+// unwrap exchanges a wrapping token for the secret id in it.
+func (a AppRole) unwrap(ctx context.Context, c *conn, token string) (string, error) {
+	const op = "vaultkv: unwrap secret id"
+	got, err := c.putAs(ctx, op, a.Namespace, "", "sys/wrapping/lookup", map[string]string{"token": token})
+	if err != nil {
+		return "", err
+	}
+	var info struct {
+		Path string `json:"creation_path"`
+	}
+	if err := got.data(op, &info); err != nil {
+		return "", err
+	}
+	want := "auth/" + a.mount() + "/role/" + a.Role + "/secret-id"
+	// A path in a namespace is told from the root.
+	if path := strings.TrimPrefix(info.Path, strings.Trim(a.Namespace, "/")+"/"); path != want {
+		return "", &fault.Error{
+			Kind: fault.Denied, Class: fault.ClassAuth, Op: op,
+			Msg: "the wrapping token in " + a.SecretIDFile + " was made at " + info.Path + ", expected " + want + ": somebody may have put it there in place of the real one; it was left wrapped",
+		}
+	}
+	got, err = c.putAs(ctx, op, a.Namespace, token, "sys/wrapping/unwrap", map[string]string{})
+	if err != nil {
+		return "", err
+	}
+	var wrapped struct {
+		SecretID string `json:"secret_id"`
+	}
+	if err := got.data(op, &wrapped); err != nil {
+		return "", err
+	}
+	if wrapped.SecretID == "" {
+		return "", fault.Newf(fault.Invalid, op, "what was wrapped holds no secret id")
+	}
+	return wrapped.SecretID, nil
+}

@@ -1,0 +1,117 @@
+package vaultkv
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/keyturn/keyturn/fault"
+)
+
+// A meaning is what a status of Vault's means here. Where text is set it must
+// be in one of the errors that came with the status.
+type meaning struct {
+	status int
+	text   string
+	kind   fault.Kind
+	class  fault.Class
+	hint   string
+}
+
+// meanings is the table of statuses, the first match counts. Vault has no
+// codes beside them, so some are told apart by the text.
+// https://developer.hashicorp.com/vault/api-docs#http-status-codes
+var meanings = []meaning{
+	{http.StatusBadRequest, "check-and-set parameter did not match", fault.Conflict, fault.ClassConcurrency, "another writer was faster; read the secret again"},
+	{http.StatusBadRequest, "custom_metadata validation failed", fault.Invalid, "", "the custom metadata of the secret was refused; expected at most 64 keys, of 128 bytes, with values of 512 bytes"},
+	{http.StatusBadRequest, "wrapping token is not valid or does not exist", fault.Denied, fault.ClassAuth, "the wrapping token is expired, or was unwrapped already: if not by you, somebody else has what it held"},
+	{http.StatusBadRequest, "invalid role or secret ID", fault.Denied, fault.ClassAuth, "the role id or the secret id was refused: the secret id may be used up or expired; issue a new one"},
+	{http.StatusBadRequest, "invalid secret_id", fault.Denied, fault.ClassAuth, "the secret id is used up; issue a new one"},
+	{http.StatusBadRequest, "", fault.Invalid, "", "Vault refused the request"},
+	{http.StatusForbidden, "invalid token", fault.Denied, fault.ClassAuth, "the token is unknown, expired or revoked; sign in again"},
+	{http.StatusForbidden, "bad token", fault.Denied, fault.ClassAuth, "the token is unknown, expired or revoked; sign in again"},
+	{http.StatusForbidden, "", fault.Denied, fault.ClassPermission, "the token's policies do not allow it, the token is expired, or nothing is mounted there; Policy renders what is needed"},
+	// Not NotFound: that would say that a secret is missing, and invite to
+	// create it.
+	{http.StatusNotFound, "no handler for route", fault.Invalid, "", "nothing is mounted there; correct the ref's mount or namespace"},
+	{http.StatusNotFound, "unsupported path", fault.Invalid, "", "the mount is no key-value engine of version 2; run vault kv enable-versioning on it, or correct the ref's mount"},
+	{http.StatusNotFound, "", fault.NotFound, "", "there is no such secret"},
+	{http.StatusMethodNotAllowed, "", fault.Invalid, "", "the mount is no key-value engine of version 2; run vault kv enable-versioning on it, or correct the ref's mount"},
+	{http.StatusPreconditionFailed, "", fault.Unavailable, fault.ClassConcurrency, "the standby that answered lags behind; try again"},
+	{http.StatusRequestEntityTooLarge, "", fault.Invalid, fault.ClassQuota, "the request is longer than the listener's max_request_size"},
+	{http.StatusTooManyRequests, "", fault.Unavailable, fault.ClassQuota, "a rate limit quota of Vault's was reached; try again later"},
+	{472, "", fault.Unavailable, "", "the server is a disaster recovery secondary; correct the address"},
+	{473, "", fault.Unavailable, "", "the server is a performance standby that does not forward; correct the address"},
+	{http.StatusNotImplemented, "", fault.Unavailable, "", "Vault is not initialized; run vault operator init"},
+	{http.StatusServiceUnavailable, "sealed", fault.Unavailable, "", "Vault is sealed; unseal it"},
+	{http.StatusServiceUnavailable, "", fault.Unavailable, "", "Vault is in maintenance, or overloaded; try again"},
+}
+
+// classify makes an error of package fault of one of the client's. The text
+// of an answer is dropped, since Vault quotes what it refuses, secret ids
+// among it.
+func classify(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var re *api.ResponseError
+	if !errors.As(err, &re) {
+		return network(op, err)
+	}
+	for _, m := range meanings {
+		if m.status == re.StatusCode && says(re, m.text) {
+			e := fault.Newf(m.kind, op, "%s (status %d)", m.hint, re.StatusCode).(*fault.Error)
+			e.Class = m.class
+			return e
+		}
+	}
+	if re.StatusCode >= 500 {
+		return fault.Newf(fault.Unavailable, op, "Vault failed; its log says why (status %d)", re.StatusCode)
+	}
+	return fault.Newf(fault.Unknown, op, "an answer that Vault does not give (status %d); look for a proxy in between", re.StatusCode)
+}
+
+// network classifies what kept an answer from arriving. Such errors name the
+// URL, which holds no value.
+func network(op string, err error) error {
+	e := &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: op, Err: err}
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		verify  *tls.CertificateVerificationError
+		record  tls.RecordHeaderError
+	)
+	switch {
+	case errors.Is(err, errLong):
+		e.Kind, e.Class = fault.Invalid, fault.ClassQuota
+	case errors.Is(err, context.Canceled):
+		e.Class = ""
+	case errors.Is(err, context.DeadlineExceeded):
+		e.Class = fault.ClassTimeout
+	case errors.As(err, &unknown), errors.As(err, &name), errors.As(err, &invalid), errors.As(err, &verify), errors.As(err, &record):
+		e.Kind, e.Class, e.Msg = fault.Denied, fault.ClassTLS, "the server's certificate was not accepted; set the cluster's CA (VAULT_CACERT)"
+	}
+	return e
+}
+
+// says reports whether text is in one of the answer's errors.
+func says(re *api.ResponseError, text string) bool {
+	for _, s := range re.Errors {
+		if strings.Contains(s, text) {
+			return true
+		}
+	}
+	return text == ""
+}
+
+// noRoute tells a path that Vault does not have from a secret that is not
+// there.
+func noRoute(re *api.ResponseError) bool {
+	return says(re, "no handler for route") || says(re, "unsupported path")
+}

@@ -1,0 +1,187 @@
+package vaultkv
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
+	"github.com/keyturn/keyturn/secrets/sibling"
+)
+
+// notePrefix begins the custom metadata key that tells of one version. A key
+// a version: two processes that note different versions do not undo one
+// another, although metadata has no check-and-set.
+const notePrefix = "keyturn-"
+
+// A versionInfo is what Vault tells of a version besides its data.
+type versionInfo struct {
+	Version   int   `json:"version"`
+	Created   stamp `json:"created_time"`
+	Deletion  stamp `json:"deletion_time"`
+	Destroyed bool  `json:"destroyed"`
+}
+
+// deleted reports whether the version was taken out of use; a deletion time
+// that is to come is delete_version_after.
+func (v versionInfo) deleted() bool {
+	return v.Destroyed || !v.Deletion.IsZero() && !v.Deletion.After(time.Now())
+}
+
+// A stamp is a time that Vault leaves empty where there is none.
+type stamp struct{ time.Time }
+
+// UnmarshalJSON reads RFC 3339 or "".
+func (s *stamp) UnmarshalJSON(b []byte) error {
+	if string(b) == `""` || string(b) == "null" {
+		return nil
+	}
+	return s.Time.UnmarshalJSON(b)
+}
+
+// metadata is what Vault tells of a secret.
+type metadata struct {
+	CurrentVersion int                    `json:"current_version"`
+	OldestVersion  int                    `json:"oldest_version"`
+	MaxVersions    int                    `json:"max_versions"`
+	Custom         map[string]string      `json:"custom_metadata"`
+	Versions       map[string]versionInfo `json:"versions"`
+}
+
+// metadata reads that of a secret, nil if there is none.
+func (c *conn) metadata(ctx context.Context, op string, p place) (*metadata, error) {
+	got, err := c.get(ctx, op, p.ns, p.api("metadata"), nil)
+	if err != nil {
+		return nil, err
+	}
+	if got.status == http.StatusNotFound {
+		return nil, nil //nolint:nilnil // no secret
+	}
+	m := &metadata{}
+	return m, got.data(op, m)
+}
+
+// tell describes a version, nil if Vault does not know it.
+func (m *metadata) tell(n int) *sibling.Version {
+	v, ok := m.Versions[strconv.Itoa(n)]
+	if !ok {
+		return nil
+	}
+	token, _ := m.note(n)
+	return &sibling.Version{ID: strconv.Itoa(n), Token: token, Created: v.Created.Time, Disabled: v.deleted()}
+}
+
+// previous is the version that was noted as superseded by the newest one, or,
+// where nothing is noted, the newest before it that was not destroyed.
+func (m *metadata) previous() *sibling.Version {
+	if token, before := m.note(m.CurrentVersion); token != "" {
+		v := m.tell(before)
+		if v != nil && m.Versions[v.ID].Destroyed {
+			return nil
+		}
+		return v
+	}
+	for n := m.CurrentVersion - 1; n >= max(m.OldestVersion, 1); n-- {
+		if v := m.tell(n); v != nil && !m.Versions[v.ID].Destroyed {
+			return v
+		}
+	}
+	return nil
+}
+
+// note returns what was noted of a version.
+func (m *metadata) note(n int) (token string, previous int) {
+	token, before, _ := strings.Cut(m.Custom[notePrefix+strconv.Itoa(n)], " ")
+	previous, _ = strconv.Atoi(before)
+	return token, previous
+}
+
+// noted returns the version that a key of custom metadata is a note of.
+func noted(key string) (n int, ok bool) {
+	digits, ok := strings.CutPrefix(key, notePrefix)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	return n, err == nil && n > 0
+}
+
+// Record implements [sibling.Driver]. Notes of versions older than the
+// superseded one are taken away; newer ones are another process's.
+func (d *driver) Record(ctx context.Context, r ref.Ref, id, token, previous string) error {
+	const op = "vaultkv: record"
+	if err := checkToken(op, token); err != nil {
+		return err
+	}
+	p, n, m, err := d.old(ctx, op, r, id)
+	if err != nil {
+		return err
+	}
+	before, _ := strconv.Atoi(previous)
+	note := strings.TrimSuffix(token+" "+previous, " ")
+	changes := map[string]any{}
+	for key := range m.Custom {
+		if old, ok := noted(key); ok && old < n && old != before {
+			changes[key] = nil
+		}
+	}
+	if m.Custom[notePrefix+id] != note {
+		changes[notePrefix+id] = note
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	return d.patch(ctx, op, p.ns, p.api("metadata"), map[string]any{"custom_metadata": changes})
+}
+
+// checkToken refuses what cannot be noted in custom metadata.
+func checkToken(op, token string) error {
+	if token == "" || len(token) > maxToken {
+		return fault.Newf(fault.Invalid, op, "the rotation token has %d bytes; expected 1 to %d", len(token), maxToken)
+	}
+	if strings.IndexFunc(token, func(c rune) bool { return c == ' ' || c == unicode.ReplacementChar || !unicode.IsPrint(c) }) >= 0 {
+		return fault.Newf(fault.Invalid, op, "the rotation token has a space or a character that cannot be printed; expected neither")
+	}
+	return nil
+}
+
+// engineConfig is how a mount is set up.
+type engineConfig struct {
+	MaxVersions int `json:"max_versions"`
+}
+
+// keepsPrevious refuses a secret of which Vault keeps one version only: a
+// promotion would destroy the credential that may still be in use. Mount and
+// secret both set a number, and the larger counts; where neither does it is
+// 10. Without permission to read the mount's, the secret's is all there is.
+func (d *driver) keepsPrevious(ctx context.Context, op string, r ref.Ref, p place) error {
+	m, err := d.metadata(ctx, op, p)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		return fault.Newf(fault.NotFound, op, "there is no secret %s; create it, or correct the ref", r)
+	}
+	if m.MaxVersions > 1 {
+		return nil
+	}
+	var c engineConfig
+	got, err := d.get(ctx, op, p.ns, p.mount+"/config", nil)
+	switch {
+	case err == nil && got.status == http.StatusOK:
+		err = got.data(op, &c)
+	case fault.Is(err, fault.Denied):
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	if max(m.MaxVersions, c.MaxVersions) != 1 {
+		return nil
+	}
+	return fault.Newf(fault.Invalid, op, "Vault keeps one version of %s, so that the previous one would be gone at once; run vault kv metadata patch -mount=%s -max-versions=2 %s, or more", r, p.mount, p.path)
+}
