@@ -249,6 +249,11 @@ func testValues(ctx context.Context, t *testing.T, b Backend, s secrets.Store) {
 		"64 KiB text":  secrets.NewString(strings.Repeat("0123456789abcdef", maxValue/16)),
 	} {
 		t.Run(name, func(t *testing.T) {
+			if lack := lacking(b, v); lack != "" {
+				t.Logf("the service takes no %s", lack)
+				testRefused(ctx, t, b, s, v)
+				return
+			}
 			r := b.Create(t, v)
 			wantStages(ctx, t, s, r, stages{current: v})
 			tok := token()
