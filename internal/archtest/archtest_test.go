@@ -135,6 +135,7 @@ var onlyImporters = map[string][]string{
 	},
 	"github.com/jackc/pgx":       {"rotators/postgres", "agent/pgxauth", "cmd/keyturn"},
 	"github.com/hashicorp/vault": {"secrets/vaultkv", "internal/vaultfake", "cmd/keyturn", "integration"},
+	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "internal/azurefake", "cmd/keyturn", "integration"},
 }
 
 func TestSDKsStayInTheirLeaves(t *testing.T) {
