@@ -9,13 +9,14 @@
 // history. The tokens of the three versions are the only ones known: a token
 // that was promoted before the previous version was is forgotten. What is
 // stored is JSON; names, ids, tokens and times are readable to whoever may
-// read the bucket, values are not.
+// read the bucket, values are not. A program of before [Store.Disable] refuses
+// an entry that a later one promoted: update the readers first.
 //
 // # Sealing
 //
 // Each value is sealed with XChaCha20-Poly1305 under a random nonce. The ref,
-// stage, version id, token and time are bound to it, so a sealed value that
-// was moved to another secret or stage does not open. Whoever may write to
+// stage, version id, token and times are bound to it, and that it is disabled,
+// so a sealed value that was moved to another secret or stage does not open. Whoever may write to
 // the bucket can still put back an older entry of the same secret, or delete
 // it; the server's permissions must keep others out. See [Keys] for the keys
 // and how to change them.
@@ -46,6 +47,7 @@ var (
 	_ secrets.Store     = (*Store)(nil)
 	_ secrets.Succeeder = (*Store)(nil)
 	_ secrets.Creator   = (*Store)(nil)
+	_ secrets.Disabler  = (*Store)(nil)
 )
 
 const (

@@ -25,6 +25,8 @@ type record struct {
 	Current  *sealed `json:"current"`
 	Pending  *sealed `json:"pending,omitempty"`
 	Previous *sealed `json:"previous,omitempty"`
+
+	written time.Time // when the entry was, by the server's clock
 }
 
 // A sealed is one version, its value sealed.
@@ -32,8 +34,16 @@ type sealed struct {
 	ID      string    `json:"id"`
 	Token   string    `json:"token,omitempty"`
 	Created time.Time `json:"created"`
-	Key     string    `json:"key"` // id of the key
-	Box     []byte    `json:"box"` // nonce, then ciphertext and tag
+	standing
+	Key string `json:"key"` // id of the key
+	Box []byte `json:"box"` // nonce, then ciphertext and tag
+}
+
+// A standing is what a version has come to since it was stored. Entries of
+// before it was recorded have none of it.
+type standing struct {
+	Activated time.Time `json:"activated,omitzero"` // of the current version
+	Disabled  bool      `json:"disabled,omitempty"` // of the previous version
 }
 
 // at returns what holds stage, or nil.
@@ -51,6 +61,9 @@ func (r *record) at(stage secrets.Stage) *sealed {
 
 // has reports whether v was written under token.
 func (v *sealed) has(token string) bool { return v != nil && v.Token == token }
+
+// is reports whether v is the version with the id.
+func (v *sealed) is(id string) bool { return v != nil && v.ID == id }
 
 // decodeRecord reads an entry. An entry that is not ours is Denied: somebody
 // wrote to the bucket who should not. The decoder's error is dropped, since
@@ -72,10 +85,18 @@ func decodeRecord(op string, r ref.Ref, b []byte) (*record, error) {
 }
 
 // bind returns what is authenticated along with a value. Each part is
-// preceded by its length, so that no two versions bind alike.
+// preceded by its length, so that no two versions bind alike. A standing is
+// bound where there is one: what was sealed without still opens.
 func bind(r ref.Ref, stage secrets.Stage, v *sealed) []byte {
+	parts := []string{r.String(), string(stage), v.ID, v.Token, v.Created.UTC().Format(time.RFC3339Nano)}
+	if !v.Activated.IsZero() {
+		parts = append(parts, "activated", v.Activated.UTC().Format(time.RFC3339Nano))
+	}
+	if v.Disabled {
+		parts = append(parts, "disabled")
+	}
 	out := []byte("keyturn natskv 1")
-	for _, part := range []string{r.String(), string(stage), v.ID, v.Token, v.Created.UTC().Format(time.RFC3339Nano)} {
+	for _, part := range parts {
 		out = binary.AppendUvarint(out, uint64(len(part)))
 		out = append(out, part...)
 	}
@@ -88,13 +109,13 @@ func newAEAD(key secrets.Value) (cipher.AEAD, error) {
 	return chacha20poly1305.NewX(b)
 }
 
-// seal returns v sealed for a stage with the first key.
-func (k Keys) seal(op string, r ref.Ref, stage secrets.Stage, v *secrets.Version) (*sealed, error) {
+// seal returns v sealed for a stage and a standing with the first key.
+func (k Keys) seal(op string, r ref.Ref, stage secrets.Stage, v *secrets.Version, st standing) (*sealed, error) {
 	aead, err := newAEAD(k.ring[0].bytes)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, op, err)
 	}
-	out := &sealed{ID: v.ID, Token: v.Token, Created: v.Created.UTC(), Key: k.ring[0].id}
+	out := &sealed{ID: v.ID, Token: v.Token, Created: v.Created.UTC(), standing: st, Key: k.ring[0].id}
 	nonce := make([]byte, aead.NonceSize(), aead.NonceSize()+v.Value.Len()+aead.Overhead())
 	_, _ = rand.Read(nonce) // never fails: crypto/rand since Go 1.24
 	plain := v.Value.Reveal()
@@ -132,14 +153,14 @@ func (k Keys) open(op string, r ref.Ref, stage secrets.Stage, v *sealed) (*secre
 	return &secrets.Version{ID: v.ID, Token: v.Token, Value: secrets.NewValue(plain), Created: v.Created}, nil
 }
 
-// move seals again, for another stage, what is sealed for one.
-func (k Keys) move(op string, r ref.Ref, from, to secrets.Stage, v *sealed) (*sealed, error) {
+// move seals again, for another stage or standing, what is sealed for one.
+func (k Keys) move(op string, r ref.Ref, from, to secrets.Stage, v *sealed, st standing) (*sealed, error) {
 	plain, err := k.open(op, r, from, v)
 	if err != nil {
 		return nil, err
 	}
 	defer plain.Value.Wipe()
-	return k.seal(op, r, to, plain)
+	return k.seal(op, r, to, plain, st)
 }
 
 // printableID keeps a tampered key id from filling an error.

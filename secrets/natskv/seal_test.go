@@ -156,7 +156,7 @@ func TestNoncesDiffer(t *testing.T) {
 	r := ref.Ref{Provider: ref.NATS, Scope: "b", Name: "n"}
 	seen := map[string]bool{}
 	for range 1000 {
-		v, err := keys.seal("test", r, secrets.Current, newVersion("t", secrets.NewString("v")))
+		v, err := keys.seal("test", r, secrets.Current, newVersion("t", secrets.NewString("v")), standing{})
 		if err != nil {
 			t.Fatal(err)
 		}

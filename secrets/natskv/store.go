@@ -30,8 +30,11 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 		return nil, err
 	}
 	v := rec.at(stage)
-	if v == nil {
+	switch {
+	case v == nil:
 		return nil, fault.Newf(fault.NotFound, op, "%s has no %s version", r, stage)
+	case v.Disabled:
+		return nil, fault.Newf(fault.NotFound, op, "the %s version of %s, %s, is disabled; enable it to read it", stage, r, v.ID)
 	}
 	return s.keys.open(op, r, stage, v)
 }
@@ -65,7 +68,7 @@ func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current s
 			return false, fault.Newf(fault.Conflict, op, "version %s of %s is not current any more; read the secret again", current, r)
 		}
 		out = made
-		rec.Pending, err = s.keys.seal(op, r, secrets.Pending, made)
+		rec.Pending, err = s.keys.seal(op, r, secrets.Pending, made, standing{})
 		return true, err
 	})
 	if err != nil {
@@ -94,14 +97,14 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 		default:
 			return false, fault.Newf(fault.NotFound, op, "rotation %s of %s has no version; store one first", token, r)
 		}
-		previous, err := s.keys.move(op, r, secrets.Current, secrets.Previous, rec.Current)
+		previous, err := s.keys.move(op, r, secrets.Current, secrets.Previous, rec.Current, standing{})
 		if err != nil {
 			return false, err
 		}
 		if out, err = s.keys.open(op, r, secrets.Pending, rec.Pending); err != nil {
 			return false, err
 		}
-		current, err := s.keys.seal(op, r, secrets.Current, out)
+		current, err := s.keys.seal(op, r, secrets.Current, out, standing{Activated: time.Now().UTC()})
 		if err != nil {
 			return false, err
 		}
@@ -132,7 +135,9 @@ func (s *Store) Discard(ctx context.Context, r ref.Ref, token string) error {
 	})
 }
 
-// Describe implements [secrets.Store]. It opens nothing.
+// Describe implements [secrets.Store]. It opens nothing. Activated is by the
+// clock of the process that promoted; for an entry of before it was recorded
+// it is when the entry was last written, by the server's.
 func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, error) {
 	rec, _, err := s.read(ctx, "natskv: describe", r)
 	if err != nil {
@@ -141,8 +146,13 @@ func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, 
 	d := &secrets.Description{Ref: r}
 	for _, stage := range []secrets.Stage{secrets.Current, secrets.Pending, secrets.Previous} {
 		if v := rec.at(stage); v != nil {
-			d.Versions = append(d.Versions, secrets.VersionInfo{ID: v.ID, Token: v.Token, Stages: []secrets.Stage{stage}, Created: v.Created})
+			d.Versions = append(d.Versions, secrets.VersionInfo{
+				ID: v.ID, Token: v.Token, Stages: []secrets.Stage{stage}, Created: v.Created, Activated: v.Activated, Disabled: v.Disabled,
+			})
 		}
+	}
+	if c := d.Holder(secrets.Current); c.Activated.IsZero() {
+		c.Activated = rec.written
 	}
 	return d, nil
 }
@@ -159,7 +169,7 @@ func (s *Store) CreateSecret(ctx context.Context, r ref.Ref, v secrets.Value) (*
 	}
 	made := newVersion("", v)
 	rec := &record{Format: recordFormat}
-	if rec.Current, err = s.keys.seal(op, r, secrets.Current, made); err != nil {
+	if rec.Current, err = s.keys.seal(op, r, secrets.Current, made, standing{Activated: made.Created}); err != nil {
 		return nil, err
 	}
 	err = s.write(ctx, op, r, key, rec, 0)
@@ -198,7 +208,7 @@ func (s *Store) Reseal(ctx context.Context) (int, error) {
 				if *v == nil || (*v).Key == s.keys.ring[0].id {
 					continue
 				}
-				moved, err := s.keys.move(op, r, stage, stage, *v)
+				moved, err := s.keys.move(op, r, stage, stage, *v, (*v).standing)
 				if err != nil {
 					return false, err
 				}
@@ -241,6 +251,7 @@ func (s *Store) read(ctx context.Context, op string, r ref.Ref) (*record, uint64
 	if err != nil {
 		return nil, 0, err
 	}
+	rec.written = e.Created()
 	return rec, e.Revision(), nil
 }
 
