@@ -12,7 +12,10 @@ import (
 	"github.com/keyturn/keyturn/secrets"
 )
 
-var _ rotators.Rotator = (*alternating)(nil)
+var (
+	_ rotators.Rotator  = (*alternating)(nil)
+	_ rotators.Restorer = (*alternating)(nil)
+)
 
 // alternating changes the user that is not in use, with a master's authority.
 type alternating struct {
@@ -25,8 +28,9 @@ type alternating struct {
 // user needs CREATEROLE, and from PostgreSQL 16 on ADMIN OPTION on both users
 // (which whoever created them has). opts may be nil.
 //
-// It has no Retire: when the next rotation begins, the superseded user is the
-// very one that it gives a new password.
+// It is a [rotators.Retirer], [rotators.Restorer], [rotators.Verifier] and
+// [rotators.DryRunner]. Retiring gives the superseded user a password that
+// nobody knows, and the next rotation gives that user one again.
 func NewAlternating(master func(ctx context.Context, masterARN string) (secrets.Value, error), opts *Options) rotators.Rotator {
 	return &alternating{newBase(opts), master}
 }
@@ -67,28 +71,12 @@ func (r *alternating) Set(ctx context.Context, c rotators.Change) error {
 	if done, err := r.signsIn(ctx, op, as("pending", pend, cur)); done || err != nil {
 		return err
 	}
-	// Whoever can write the secret must not be able to have the master set a
-	// password for them: they must know one of the pair's already.
-	if ok, err := r.signsIn(ctx, op, as("current", cur, cur)); err != nil {
-		return err
-	} else if !ok {
-		return &fault.Error{
-			Kind: fault.Denied, Class: fault.ClassAuth, Op: op,
-			Msg: fmt.Sprintf("current does not sign in to %s as %q, so the master is not used; set that password by hand and rotate again", cur.Addr(), cur.Username),
-		}
-	}
-	m, err := r.authority(ctx, op, cur, pend)
-	if err != nil {
-		return err
-	}
-	s, err := r.connect(ctx, op, m)
+	s, at, err := r.asMaster(ctx, op, cur, as("pending", pend, cur))
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	return s.change(ctx, lockName(cur, pend), func() error {
-		at := m
-		at.secret, at.describe = pend, "pending"
 		if done, err := r.signsIn(ctx, op, at); done || err != nil {
 			return errors.Join(err, errDone(done))
 		}
@@ -97,6 +85,32 @@ func (r *alternating) Set(ctx context.Context, c rotators.Change) error {
 		}
 		return s.setAlternate(ctx, cur.Username, pend)
 	})
+}
+
+// asMaster signs in with the master's authority over other's user, and says
+// where other signs in beside it.
+func (r *alternating) asMaster(ctx context.Context, op string, cur *dbsecret.Secret, other login) (*session, login, error) {
+	// Whoever can write the secret must not be able to have the master set a
+	// password for them: they must know one of the pair's already.
+	if ok, err := r.signsIn(ctx, op, as("current", cur, cur)); err != nil {
+		return nil, login{}, err
+	} else if !ok {
+		return nil, login{}, &fault.Error{
+			Kind: fault.Denied, Class: fault.ClassAuth, Op: op,
+			Msg: fmt.Sprintf("current does not sign in to %s as %q, so the master is not used; set that password by hand and try again", cur.Addr(), cur.Username),
+		}
+	}
+	m, err := r.authority(ctx, op, cur, other.secret)
+	if err != nil {
+		return nil, login{}, err
+	}
+	s, err := r.connect(ctx, op, m)
+	if err != nil {
+		return nil, login{}, err
+	}
+	// The server that is changed, by whichever name it is known.
+	m.secret, m.describe = other.secret, other.describe
+	return s, m, nil
 }
 
 // lockName is the same whichever of the two is in use.

@@ -147,6 +147,12 @@ func (s *session) check() error {
 	return nil
 }
 
+// encrypted reports whether the session has TLS.
+func (s *session) encrypted() bool {
+	_, ok := s.pc.Conn().(*tls.Conn)
+	return ok
+}
+
 // close ends the session; a transaction that is open is rolled back.
 func (s *session) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -47,6 +47,12 @@ var states = map[string]meaning{
 // errRefused is the cause of errors that speak about the credential itself.
 var errRefused = errors.New("the server refused the credential")
 
+// errFull is the cause of errors about a user whose credential was accepted
+// and who has no connection left. The server looks at that limit when it has
+// authenticated.
+// https://github.com/postgres/postgres/blob/REL_15_STABLE/src/backend/utils/init/miscinit.c InitializeSessionUserId
+var errFull = errors.New("the user has no connection left")
+
 // errWeakAuth is why a server that signs everybody in, or wants a password
 // in a form that gives it away, is not spoken to.
 var errWeakAuth = errors.New("the server asks for no password or, without TLS, for it in a form that others could use; expected scram-sha-256 in pg_hba.conf")
@@ -71,6 +77,9 @@ func classify(op, doing string, err error) error {
 		// the password; the function's name tells them apart in any language.
 		if pg.Code == "28P01" || pg.Code == "28000" && pg.Routine == "InitializeSessionUserId" {
 			e.Err = errRefused
+		}
+		if pg.Code == "53300" && pg.Routine == "InitializeSessionUserId" {
+			e.Err = errFull
 		}
 		e.Msg += ": "
 		if ok {

@@ -9,7 +9,7 @@
 //
 // [NewAlternating] changes the password of the user that is not in use, app
 // or app_clone, with the authority of a master secret; both sign in until the
-// next rotation. The clone is a member of the original user and every session
+// superseded one is retired, when the next rotation begins at the latest. The clone is a member of the original user and every session
 // of it acts as the original, so whatever either creates belongs to the
 // original and the other can use, alter and drop it.
 //
@@ -65,7 +65,8 @@ type Options struct {
 	// those that RDS manages. By default such a secret is refused.
 	ResolveMaster func(ctx context.Context, masterARN string) (Server, error)
 	// ConnectTimeout bounds one attempt to sign in. 5 s by default. A phase
-	// makes at most four, and only goes on after those that were answered.
+	// makes at most four, Restore five, and only goes on after those that were
+	// answered.
 	ConnectTimeout time.Duration
 	// Timeout bounds a phase whose context has no deadline. 30 s by default.
 	Timeout time.Duration
@@ -176,6 +177,11 @@ func checkName(op, name string) error {
 		return fault.Newf(fault.Invalid, op, "user name of %d bytes; expected at most %d, which is what PostgreSQL keeps", len(name), maxName)
 	}
 	return nil
+}
+
+// samePassword reports whether the server takes both for one.
+func samePassword(a, b *dbsecret.Secret) bool {
+	return saslprep(string(a.Password.Reveal())) == saslprep(string(b.Password.Reveal()))
 }
 
 func sameServer(a, b *dbsecret.Secret) bool {

@@ -55,7 +55,7 @@ func (s *session) setAlternate(ctx context.Context, current string, pend *dbsecr
 	if err := s.converge(ctx, orig, clone, clone == cur); err != nil {
 		return err
 	}
-	return s.setPassword(ctx, pend, " LOGIN")
+	return s.setPassword(ctx, pend.Username, pend.Password, " LOGIN")
 }
 
 // mayAdopt refuses to hand out the password of a role that only happens to

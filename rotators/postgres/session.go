@@ -12,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/dbsecret"
 	"github.com/keyturn/keyturn/rotators"
+	"github.com/keyturn/keyturn/secrets"
 )
 
 // signsIn reports whether l is accepted; an error says that nobody can tell.
@@ -25,6 +26,16 @@ func (b *base) signsIn(ctx context.Context, op string, l login) (bool, error) {
 	}
 	s.close()
 	return true, nil
+}
+
+// honours is signsIn for those who ask whether the password counts: a user
+// with no connection left was let in as far as that goes.
+func (b *base) honours(ctx context.Context, op string, l login) (bool, error) {
+	ok, err := b.signsIn(ctx, op, l)
+	if errors.Is(err, errFull) {
+		return true, nil
+	}
+	return ok, err
 }
 
 // probe names the call that runs one.
@@ -45,18 +56,21 @@ func (b *base) prove(ctx context.Context, op string, pend, cur *dbsecret.Secret)
 	if len(who) != 1 {
 		return "", fault.Newf(fault.Unavailable, op, "SELECT current_user returned %d rows; expected one", len(who))
 	}
-	if cur.Probe == "" {
-		return who[0][0], nil
+	return who[0][0], s.runProbe(ctx, cur.Probe)
+}
+
+// runProbe runs a probe, if there is one, in a transaction that is never
+// committed.
+func (s *session) runProbe(ctx context.Context, sql string) error {
+	if sql == "" {
+		return nil
 	}
 	if err := s.exec(ctx, "begin probe", "BEGIN READ ONLY"); err != nil {
-		return "", err
+		return err
 	}
 	// By the extended protocol, which takes one statement: a probe cannot end
 	// the transaction and go on.
-	if err := s.run(ctx, probe, cur.Probe); err != nil {
-		return "", err
-	}
-	return who[0][0], nil
+	return s.run(ctx, probe, sql)
 }
 
 // errNothing ends a change that turned out to be made already.
@@ -99,13 +113,13 @@ func stillPending(ctx context.Context, c rotators.Change) error {
 	return c.StillPending(ctx)
 }
 
-// setPassword gives the user of p its password. with is put before it.
-func (s *session) setPassword(ctx context.Context, p *dbsecret.Secret, with string) error {
-	v, err := newVerifier(p.Password)
+// setPassword gives user a password. with is put before it.
+func (s *session) setPassword(ctx context.Context, user string, password secrets.Value, with string) error {
+	v, err := newVerifier(password)
 	if err != nil {
 		return err
 	}
-	return s.exec(ctx, "alter role", "ALTER ROLE "+ident(p.Username)+with+" PASSWORD '"+v+"'")
+	return s.exec(ctx, "alter role", "ALTER ROLE "+ident(user)+with+" PASSWORD '"+v+"'")
 }
 
 func ident(name string) string { return pgx.Identifier{name}.Sanitize() }

@@ -18,7 +18,8 @@ var _ rotators.Rotator = (*single)(nil)
 type single struct{ base }
 
 // NewSingle returns the rotator for one user, whose password is changed in
-// place. opts may be nil. It has no Retire: what it superseded is dead.
+// place. opts may be nil. It has no Retire: what it superseded is dead. It is a
+// [rotators.Verifier] and a [rotators.DryRunner].
 func NewSingle(opts *Options) rotators.Rotator { return &single{newBase(opts)} }
 
 func same(name string) string { return name }
@@ -65,7 +66,7 @@ func (r *single) Set(ctx context.Context, c rotators.Change) error {
 		if err := stillPending(ctx, c); err != nil {
 			return err
 		}
-		return s.setPassword(ctx, pend, "")
+		return s.setPassword(ctx, pend.Username, pend.Password, "")
 	})
 }
 
@@ -102,7 +103,7 @@ func (r *single) Test(ctx context.Context, c rotators.Change) error {
 	if _, err := r.prove(ctx, op, pend, cur); err != nil {
 		return err
 	}
-	if saslprep(string(cur.Password.Reveal())) == saslprep(string(pend.Password.Reveal())) {
+	if samePassword(cur, pend) {
 		return nil // one password, as when a version was restored
 	}
 	alive, err := r.signsIn(ctx, op, as("current", cur, cur))

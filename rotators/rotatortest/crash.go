@@ -14,8 +14,9 @@ import (
 // one that goes on, and checks that a later attempt by a fresh process ends as
 // if nothing had happened. Three later attempts are tried: Rotate with the
 // same token, Rotate with a new one, and the four steps from createSecret with
-// the same token, as the service of AWS does. It returns the number of points
-// and prints it.
+// the same token, as the service of AWS does. Then it fails every outward call
+// of what else the rotator can do: retire, restore, remove orphans, verify, dry
+// run. It returns the number of points and prints it.
 //
 // A rotator that removes what an interrupted create left only once it is old
 // must be configured with an age of nearly nothing here.
@@ -43,6 +44,7 @@ func Crash(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) int 
 			})
 		})
 	}
+	points += crashAbilities(t, newTarget, tr, newStore)
 	t.Logf("crash points: %d", points)
 	return points
 }

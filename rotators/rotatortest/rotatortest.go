@@ -74,12 +74,10 @@ type NewTarget = func(t *testing.T) Target
 type NewStore = func(t *testing.T, v secrets.Value) (secrets.Store, ref.Ref)
 
 // Run runs every case of the suite as a subtest. What a target cannot do is
-// skipped by name.
+// skipped by name, and the cases of what a rotator can do besides rotating
+// (see rotators.Verifier and the others) are there for one that can.
 func Run(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) {
-	for _, c := range []struct {
-		name string
-		f    func(*world)
-	}{
+	cases := []named{
 		{"Whole", whole},
 		{"TenInARow", tenInARow},
 		{"C07_CreateKeepsWhatItDoesNotKnow", createKeeps},
@@ -98,7 +96,8 @@ func Run(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) {
 		{"C32_TwoTokensAtOnce", func(w *world) { atOnce(w, false) }},
 		{"TokenAgain", tokenAgain},
 		{"RollsForward", rollsForward},
-	} {
+	}
+	for _, c := range append(cases, abilities(newTarget(t).Rotator(t, nil))...) {
 		t.Run(c.name, func(t *testing.T) { c.f(newWorld(t, newTarget, tr, newStore)) })
 	}
 	t.Run("C16_ConnectionLost", func(t *testing.T) { connectionLost(t, newTarget, tr, newStore) })
@@ -116,11 +115,14 @@ type world struct {
 	bus    *bus
 	rec    *leaktest.Recorder
 	canary string // under a key of the secret that no rotator knows
+	// fresh returns another world of the same kind.
+	fresh func(t *testing.T) *world
 }
 
 func newWorld(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) *world {
 	t.Helper()
 	w := &world{T: t, target: newTarget(t), tr: tr, bus: &bus{}, rec: &leaktest.Recorder{}, canary: leaktest.Canary()}
+	w.fresh = func(t *testing.T) *world { return newWorld(t, newTarget, tr, newStore) }
 	w.store, w.id = newStore(t, w.withUnknown(w.target.Initial()))
 	return w
 }
