@@ -4,15 +4,12 @@
 package crashtest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"sync"
 	"testing"
-
-	"github.com/keyturn/keyturn/secrets"
 )
 
 // ErrInjected is what a failed call returns.
@@ -166,53 +163,3 @@ func (in *Injector) Transport(rt http.RoundTripper) http.RoundTripper {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// Store passes each call to s through the injector.
-func (in *Injector) Store(s secrets.Store) secrets.Store { return &store{s, in} }
-
-type store struct {
-	s  secrets.Store
-	in *Injector
-}
-
-func call[T any](in *Injector, name string, do func() (T, error)) (T, error) {
-	var out T
-	err := in.Call(name, func() (err error) {
-		out, err = do()
-		return err
-	})
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return out, nil
-}
-
-func (c *store) Get(ctx context.Context, r secrets.Ref, st secrets.Stage) (*secrets.Version, error) {
-	return call(c.in, "store.Get "+string(st), func() (*secrets.Version, error) { return c.s.Get(ctx, r, st) })
-}
-
-func (c *store) PutPending(ctx context.Context, r secrets.Ref, token string, v secrets.Value) (*secrets.Version, error) {
-	return call(c.in, "store.PutPending", func() (*secrets.Version, error) { return c.s.PutPending(ctx, r, token, v) })
-}
-
-func (c *store) PutPendingAfter(ctx context.Context, r secrets.Ref, token, current string, v secrets.Value) (*secrets.Version, error) {
-	return call(c.in, "store.PutPendingAfter", func() (*secrets.Version, error) {
-		if s, ok := c.s.(secrets.Succeeder); ok {
-			return s.PutPendingAfter(ctx, r, token, current, v)
-		}
-		return c.s.PutPending(ctx, r, token, v)
-	})
-}
-
-func (c *store) Promote(ctx context.Context, r secrets.Ref, token string) (*secrets.Version, error) {
-	return call(c.in, "store.Promote", func() (*secrets.Version, error) { return c.s.Promote(ctx, r, token) })
-}
-
-func (c *store) Discard(ctx context.Context, r secrets.Ref, token string) error {
-	return c.in.Call("store.Discard", func() error { return c.s.Discard(ctx, r, token) })
-}
-
-func (c *store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Description, error) {
-	return call(c.in, "store.Describe", func() (*secrets.Description, error) { return c.s.Describe(ctx, r) })
-}

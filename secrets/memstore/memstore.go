@@ -22,6 +22,7 @@ var (
 	_ secrets.Store     = (*Store)(nil)
 	_ secrets.Succeeder = (*Store)(nil)
 	_ secrets.Creator   = (*Store)(nil)
+	_ secrets.Disabler  = (*Store)(nil)
 )
 
 // MaxValue is the longest value in bytes, as in AWS Secrets Manager.
@@ -36,7 +37,11 @@ type Store struct {
 }
 
 // staged is one secret. A version is never changed after it was made.
-type staged struct{ current, pending, previous *secrets.Version }
+type staged struct {
+	current, pending, previous *secrets.Version
+	activated                  time.Time // of current
+	disabled                   bool      // previous is
+}
 
 // New returns an empty Store.
 func New() *Store { return &Store{m: map[ref.Ref]*staged{}} }
@@ -51,6 +56,9 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 		case secrets.Pending:
 			out = st.pending
 		case secrets.Previous:
+			if st.disabled {
+				return fault.Newf(fault.NotFound, "memstore: get", "version %s of %s, its previous one, is disabled; enable it to read it", st.previous.ID, r)
+			}
 			out = st.previous
 		default:
 			return fault.Newf(fault.Invalid, "memstore: get", "%q is not a stage; expected current, pending or previous", stage)
@@ -58,12 +66,13 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 		if out == nil {
 			return fault.Newf(fault.NotFound, "memstore: get", "%s has no %s version", r, stage)
 		}
+		out = clone(out)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return clone(out), nil
+	return out, nil
 }
 
 // PutPending implements [secrets.Store].
@@ -92,13 +101,13 @@ func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current s
 		case st.pending.Token != token:
 			return fault.Newf(fault.Conflict, op, "rotation %s of %s is unfinished; let it finish, or discard it", st.pending.Token, r)
 		}
-		out = st.pending
+		out = clone(st.pending)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return clone(out), nil
+	return out, nil
 }
 
 // Promote implements [secrets.Store].
@@ -113,6 +122,7 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 		case token == st.current.Token:
 		case st.pending != nil && st.pending.Token == token:
 			st.current, st.pending, st.previous = st.pending, nil, st.current
+			st.activated, st.disabled = time.Now().UTC(), false
 		case st.pending != nil:
 			return fault.Newf(fault.Conflict, op, "rotation %s of %s is pending, not %s; read the secret again", st.pending.Token, r, token)
 		case st.previous != nil && st.previous.Token == token:
@@ -120,13 +130,13 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 		default:
 			return fault.Newf(fault.NotFound, op, "rotation %s of %s has no version; store one first", token, r)
 		}
-		out = st.current
+		out = clone(st.current)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return clone(out), nil
+	return out, nil
 }
 
 // Discard implements [secrets.Store].
@@ -155,11 +165,18 @@ func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, 
 			v     *secrets.Version
 			stage secrets.Stage
 		}{{st.current, secrets.Current}, {st.pending, secrets.Pending}, {st.previous, secrets.Previous}} {
-			if h.v != nil {
-				d.Versions = append(d.Versions, secrets.VersionInfo{
-					ID: h.v.ID, Token: h.v.Token, Stages: []secrets.Stage{h.stage}, Created: h.v.Created,
-				})
+			if h.v == nil {
+				continue
 			}
+			info := secrets.VersionInfo{ID: h.v.ID, Token: h.v.Token, Stages: []secrets.Stage{h.stage}, Created: h.v.Created}
+			switch h.stage {
+			case secrets.Current:
+				info.Activated = st.activated
+			case secrets.Previous:
+				info.Disabled = st.disabled
+			case secrets.Pending:
+			}
+			d.Versions = append(d.Versions, info)
 		}
 		return nil
 	})
@@ -184,6 +201,7 @@ func (s *Store) CreateSecret(ctx context.Context, r ref.Ref, v secrets.Value) (*
 		return nil, fault.Newf(fault.Conflict, op, "%s exists already and was left as it is", r)
 	}
 	st := &staged{current: s.version("", v)}
+	st.activated = st.current.Created
 	s.m[r] = st
 	return clone(st.current), nil
 }
@@ -209,7 +227,8 @@ func (s *Store) version(token string, v secrets.Value) *secrets.Version {
 	return &secrets.Version{ID: fmt.Sprint(s.n), Token: token, Value: copyValue(v), Created: time.Now().UTC()}
 }
 
-// clone gives a caller its own buffer, which it may wipe.
+// clone gives a caller its own buffer, which it may wipe. It runs under the
+// lock: Destroy wipes the store's own.
 func clone(v *secrets.Version) *secrets.Version {
 	c := *v
 	c.Value = copyValue(v.Value)

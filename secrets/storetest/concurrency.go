@@ -15,11 +15,16 @@ const (
 	rounds = 6 // how often a race is run
 )
 
-func concurrency(t *testing.T, b Backend) {
+func concurrency(t *testing.T, b Backend, can abilities) {
 	t.Run("twins store one pending version", func(t *testing.T) { testTwins(tctx(t), t, b) })
 	t.Run("rivals have one winner", func(t *testing.T) { testRivals(tctx(t), t, b) })
 	t.Run("readers see old or new", func(t *testing.T) { testReaders(tctx(t), t, b) })
-	t.Run("create has one winner", func(t *testing.T) { testCreators(tctx(t), t, b) })
+	if can.create {
+		t.Run("create has one winner", func(t *testing.T) { testCreators(tctx(t), t, b) })
+	}
+	if can.disable {
+		t.Run("disable beside promote", func(t *testing.T) { testDisableRace(tctx(t), t, b) })
+	}
 }
 
 // race calls f n times at once and waits. Odd and even callers have stores of
@@ -228,9 +233,6 @@ func testReaders(ctx context.Context, t *testing.T, b Backend) {
 }
 
 func testCreators(ctx context.Context, t *testing.T, b Backend) {
-	if _, ok := b.Open(t, nil).(secrets.Creator); !ok {
-		t.Skip("this store creates no secrets")
-	}
 	r := b.Create(t, value())
 	r.Name += "-race-" + token()[:8]
 	errs := make([]error, twins)

@@ -12,7 +12,7 @@ import (
 )
 
 // conformance checks the contract sentence by sentence.
-func conformance(t *testing.T, b Backend) {
+func conformance(t *testing.T, b Backend, _ abilities) {
 	for _, c := range []struct {
 		name string
 		run  func(ctx context.Context, t *testing.T, b Backend, s secrets.Store)
@@ -23,6 +23,7 @@ func conformance(t *testing.T, b Backend) {
 		{"another rotation's pending", testRival},
 		{"promote", testPromote},
 		{"promoted tokens", testPromotedTokens},
+		{"activation", testActivation},
 		{"promote without a version", testPromoteNothing},
 		{"discard", testDiscard},
 		{"discard of what is not there", testDiscardNothing},
@@ -312,13 +313,10 @@ func testContext(ctx context.Context, t *testing.T, b Backend, s secrets.Store) 
 	wantStages(ctx, t, s, r, stages{current: v0, pending: v1, pendingToken: tok})
 }
 
-// creator checks [secrets.Creator] where the store is one.
-func creator(t *testing.T, b Backend) {
+// creator checks [secrets.Creator].
+func creator(t *testing.T, b Backend, _ abilities) {
 	s := b.Open(t, nil)
-	c, ok := s.(secrets.Creator)
-	if !ok {
-		t.Skip("this store creates no secrets")
-	}
+	c := s.(secrets.Creator)
 	ctx, v := tctx(t), value()
 	r := b.Create(t, value())
 	existing := must[*secrets.Version](t, "get")(s.Get(ctx, r, secrets.Current))

@@ -10,23 +10,30 @@ import (
 	"github.com/keyturn/keyturn/secrets"
 )
 
-// crash fails every outward call of a rotation and of its abandonment, before
-// and after its effect, and checks that whoever comes next, with the same
+// crash fails every outward call of a rotation, of its abandonment, and of what
+// else the store is able to do, before and after its effect, and checks that whoever comes next, with the same
 // token, ends as if nothing had happened.
-func crash(t *testing.T, b Backend) {
+func crash(t *testing.T, b Backend, can abilities) {
 	points := 0
-	t.Run("promote", func(t *testing.T) {
-		points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) { crashPromote(tctx(t), t, b, in) })
-	})
-	t.Run("discard", func(t *testing.T) {
-		points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) { crashDiscard(tctx(t), t, b, in) })
-	})
-	t.Run("create", func(t *testing.T) {
-		if _, ok := b.Open(t, &crashtest.Injector{}).(secrets.Creator); !ok {
-			t.Skip("this store creates no secrets, or not through the injector")
+	for _, op := range []struct {
+		name    string
+		applies bool
+		run     func(ctx context.Context, t *testing.T, b Backend, in *crashtest.Injector)
+	}{
+		{"promote", true, crashPromote},
+		{"discard", true, crashDiscard},
+		{"create", can.create, crashCreate},
+		{"disable", can.disable, crashDisable},
+		{"enable", can.disable, crashEnable},
+		{"destroy", can.disable, crashDestroy},
+	} {
+		if !op.applies {
+			continue
 		}
-		points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) { crashCreate(tctx(t), t, b, in) })
-	})
+		t.Run(op.name, func(t *testing.T) {
+			points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) { op.run(tctx(t), t, b, in) })
+		})
+	}
 	t.Logf("crash points of the store: %d", points)
 }
 

@@ -17,7 +17,7 @@ import (
 // leak plants canaries as values, walks every path that fails, with a
 // transport that works and with one that fails at each call, and searches
 // everything that a store returned or logged.
-func leak(t *testing.T, b Backend) {
+func leak(t *testing.T, b Backend, _ abilities) {
 	rec := &leaktest.Recorder{}
 	old, flags := slog.Default(), log.Flags()
 	slog.SetDefault(rec.Logger()) // package log too
@@ -68,6 +68,10 @@ func walk(ctx context.Context, t *testing.T, b Backend, in *crashtest.Injector, 
 		look(r)
 	}
 	act(r, tok, v1)
+	if d, ok := s.(secrets.Disabler); ok {
+		leakRetire(ctx, t, d, rec, b.Open(t, nil), r)
+		look(r)
+	}
 	if in != nil {
 		in.Restart()
 		rec.Record(s.Discard(ctx, r, tok), s)

@@ -1,7 +1,8 @@
 // Package storetest is the one suite for [secrets.Store]: conformance to
 // every sentence of its contract, concurrency, a crash at every outward call,
-// and a search of everything printable for secret values. A store that passes
-// needs no tests of its own for what the contract says.
+// and a search of everything printable for secret values. What a store may be
+// able to do besides is tested where it is, and named in the log. A store that
+// passes needs no tests of its own for what the contracts say.
 package storetest
 
 import (
@@ -38,22 +39,28 @@ type Logged interface {
 	Logs() string
 }
 
-// Run runs the whole suite and prints the number of crash points. Each part
-// gets a backend of its own, each test a secret of its own.
+// Run runs the whole suite and prints the number of crash points and what the
+// store is able to do besides. Each part gets a backend of its own, each test a
+// secret of its own.
 func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 	t.Helper()
+	can := probe(t, newBackend(t))
 	for _, part := range []struct {
-		name string
-		run  func(t *testing.T, b Backend)
+		name    string
+		applies bool
+		run     func(t *testing.T, b Backend, can abilities)
 	}{
-		{"conformance", conformance},
-		{"creator", creator},
-		{"succession", succession},
-		{"concurrency", concurrency},
-		{"crash", crash},
-		{"leak", leak},
+		{"conformance", true, conformance},
+		{"creator", can.create, creator},
+		{"succession", can.succeed, succession},
+		{"retire", can.disable, retire},
+		{"concurrency", true, concurrency},
+		{"crash", true, crash},
+		{"leak", true, leak},
 	} {
-		t.Run(part.name, func(t *testing.T) { part.run(t, newBackend(t)) })
+		if part.applies {
+			t.Run(part.name, func(t *testing.T) { part.run(t, newBackend(t), can) })
+		}
 	}
 }
 
@@ -132,6 +139,7 @@ type stages struct {
 	currentToken, pendingToken string // not checked when empty
 	begun                      string // may be described as pending without a value
 	current, pending, previous secrets.Value
+	disabled                   bool // previous is held, and disabled
 }
 
 // wantStages fails t unless Get and Describe of s both tell w.
@@ -149,8 +157,13 @@ func wantStages(ctx context.Context, t *testing.T, s secrets.Store, r ref.Ref, w
 		if len(v.Stages) == 0 {
 			t.Errorf("version %s is described without holding a stage", v.ID)
 		}
+		current := false
 		for _, st := range v.Stages {
 			held[st]++
+			current = current || st == secrets.Current
+		}
+		if current == v.Activated.IsZero() {
+			t.Errorf("version %s holds %v and is described as activated at %s; expected a time for current and none for the others", v.ID, v.Stages, v.Activated)
 		}
 	}
 	for st, n := range held {
@@ -169,6 +182,17 @@ func wantStages(ctx context.Context, t *testing.T, s secrets.Store, r ref.Ref, w
 	} {
 		v, err := s.Get(ctx, r, c.stage)
 		h := d.Holder(c.stage)
+		disabled := w.disabled && c.stage == secrets.Previous
+		if h != nil && h.Disabled != disabled {
+			t.Errorf("version %s, which holds %s, is described with disabled %t, expected %t", h.ID, c.stage, h.Disabled, disabled)
+		}
+		if disabled {
+			wantKind(t, "get previous, which is disabled", err, fault.NotFound)
+			if h == nil {
+				t.Error("nobody is described as previous, expected the disabled version")
+			}
+			continue
+		}
 		if c.want.IsZero() {
 			wantKind(t, "get "+string(c.stage)+", which nobody holds", err, fault.NotFound)
 			// A service may leave the pending label on the version that it

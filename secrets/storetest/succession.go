@@ -9,13 +9,10 @@ import (
 
 // succession is the suite of a [secrets.Succeeder], on rotations that the
 // store's own service does not open.
-func succession(t *testing.T, b Backend) {
+func succession(t *testing.T, b Backend, _ abilities) {
 	ctx := tctx(t)
 	s := b.Open(t, nil)
-	sc, ok := s.(secrets.Succeeder)
-	if !ok {
-		t.Skip("the store is no Succeeder")
-	}
+	sc := s.(secrets.Succeeder)
 	v0, v1, v2 := value(), value(), value()
 	r := b.Create(t, v0)
 	first := must[*secrets.Version](t, "get current")(s.Get(ctx, r, secrets.Current))
