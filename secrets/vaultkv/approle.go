@@ -31,8 +31,6 @@ type AppRole struct {
 	Role string
 	// Mount is where AppRole is mounted, "approle" by default.
 	Mount string
-	// Namespace is where it is mounted; the root by default.
-	Namespace string
 }
 
 func (AppRole) owned() bool { return true }
@@ -46,7 +44,7 @@ func (a AppRole) mount() string {
 
 // login implements [Method]. A sign-in whose answer was lost has used a secret
 // id that is good for one use; the next needs another.
-func (a AppRole) login(ctx context.Context, c *conn) (*lease, error) {
+func (a AppRole) login(ctx context.Context, c *conn, ns string) (*lease, error) {
 	op := "vaultkv: sign in with AppRole " + a.mount()
 	if a.RoleID == "" || a.SecretIDFile == "" || a.Wrapped && a.Role == "" {
 		return nil, fault.Newf(fault.Invalid, op, "expected a role id and a file for the secret id, and the role's name for a wrapped one")
@@ -59,11 +57,11 @@ func (a AppRole) login(ctx context.Context, c *conn) (*lease, error) {
 		return nil, err
 	}
 	if a.Wrapped {
-		if secretID, err = a.unwrap(ctx, c, secretID); err != nil {
+		if secretID, err = a.unwrap(ctx, c, ns, secretID); err != nil {
 			return nil, err
 		}
 	}
-	got, err := c.putAs(ctx, op, a.Namespace, "", "auth/"+a.mount()+"/login", map[string]string{"role_id": a.RoleID, "secret_id": secretID})
+	got, err := c.putAs(ctx, op, ns, "", "auth/"+a.mount()+"/login", map[string]string{"role_id": a.RoleID, "secret_id": secretID})
 	if err != nil {
 		return nil, err
 	}
@@ -71,9 +69,9 @@ func (a AppRole) login(ctx context.Context, c *conn) (*lease, error) {
 }
 
 // unwrap exchanges a wrapping token for the secret id in it.
-func (a AppRole) unwrap(ctx context.Context, c *conn, token string) (string, error) {
+func (a AppRole) unwrap(ctx context.Context, c *conn, ns, token string) (string, error) {
 	const op = "vaultkv: unwrap secret id"
-	got, err := c.putAs(ctx, op, a.Namespace, "", "sys/wrapping/lookup", map[string]string{"token": token})
+	got, err := c.putAs(ctx, op, ns, "", "sys/wrapping/lookup", map[string]string{"token": token})
 	if err != nil {
 		return "", err
 	}
@@ -85,13 +83,13 @@ func (a AppRole) unwrap(ctx context.Context, c *conn, token string) (string, err
 	}
 	want := "auth/" + a.mount() + "/role/" + a.Role + "/secret-id"
 	// A path in a namespace is told from the root.
-	if path := strings.TrimPrefix(info.Path, strings.Trim(a.Namespace, "/")+"/"); path != want {
+	if path := strings.TrimPrefix(info.Path, strings.Trim(ns, "/")+"/"); path != want {
 		return "", &fault.Error{
 			Kind: fault.Denied, Class: fault.ClassAuth, Op: op,
 			Msg: "the wrapping token in " + a.SecretIDFile + " was made at " + info.Path + ", expected " + want + ": somebody may have put it there in place of the real one; it was left wrapped",
 		}
 	}
-	got, err = c.putAs(ctx, op, a.Namespace, token, "sys/wrapping/unwrap", map[string]string{})
+	got, err = c.putAs(ctx, op, ns, token, "sys/wrapping/unwrap", map[string]string{})
 	if err != nil {
 		return "", err
 	}

@@ -16,7 +16,7 @@ import (
 // A Method is a way to get a token: [AppRole] or [TokenFile].
 type Method interface {
 	// login returns a token that works now.
-	login(ctx context.Context, c *conn) (*lease, error)
+	login(ctx context.Context, c *conn, namespace string) (*lease, error)
 	// owned reports that the token is the session's own, to be revoked when
 	// it ends.
 	owned() bool
@@ -110,7 +110,7 @@ func (s *Session) Close() {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
 		defer cancel()
-		if _, err := s.c.putAs(ctx, "vaultkv: revoke token", s.opts.Namespace, token, "auth/token/revoke-self", nil); err != nil {
+		if _, err := s.c.putAs(ctx, "vaultkv: revoke token", s.opts.Namespace, token, "auth/token/revoke-self", map[string]any{}); err != nil {
 			s.opts.Logger.WarnContext(ctx, "the token could not be revoked and lives to its end", "error", err)
 		}
 		s.client.ClearToken()
@@ -119,7 +119,7 @@ func (s *Session) Close() {
 
 // signIn gets a token and gives it to the client.
 func (s *Session) signIn(ctx context.Context) (*lease, error) {
-	l, err := s.m.login(ctx, s.c)
+	l, err := s.m.login(ctx, s.c, s.opts.Namespace)
 	if err != nil {
 		return nil, err
 	}

@@ -25,14 +25,12 @@ const maxCredential = 8 << 10
 type TokenFile struct {
 	// Path is the file. Others than its owner and group may not read it.
 	Path string
-	// Namespace is the token's; the root by default.
-	Namespace string
 }
 
 func (TokenFile) owned() bool { return false }
 
 // login implements [Method].
-func (f TokenFile) login(ctx context.Context, c *conn) (*lease, error) {
+func (f TokenFile) login(ctx context.Context, c *conn, ns string) (*lease, error) {
 	const op = "vaultkv: take token"
 	token, err := readCredential(op, f.Path, "a token")
 	if err != nil {
@@ -40,7 +38,7 @@ func (f TokenFile) login(ctx context.Context, c *conn) (*lease, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := c.in(f.Namespace, token).ReadRawWithContext(ctx, "auth/token/lookup-self")
+	resp, err := c.in(ns, token).ReadRawWithContext(ctx, "auth/token/lookup-self")
 	got, err := finish(op, resp, err, 0)
 	if err != nil {
 		return nil, err
@@ -72,6 +70,9 @@ func readCredential(op, path, what string) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return "", fault.New(fault.Denied, op, err)
+	}
+	if !info.Mode().IsRegular() {
+		return "", fault.Newf(fault.Invalid, op, "%s is not a regular file; expected one with %s", path, what)
 	}
 	// Windows has no such modes and shows every file as 0666.
 	if mode := info.Mode().Perm(); mode&0o007 != 0 && runtime.GOOS != "windows" {
