@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
@@ -19,11 +20,24 @@ func token() string { return "rotation-" + rand.Text() }
 
 // locker is a lock service in memory that several processes share.
 type locker struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
+	mu    sync.Mutex
+	held  map[string]chan struct{}
+	waits chan struct{} // hears of each wait that begins, if anybody listens
 }
 
-func newLocker() *locker { return &locker{held: map[string]chan struct{}{}} }
+func newLocker() *locker {
+	return &locker{held: map[string]chan struct{}{}, waits: make(chan struct{})}
+}
+
+// awaitWaiter returns once somebody waits for a lock that another one has.
+func (l *locker) awaitWaiter(t *testing.T) {
+	t.Helper()
+	select {
+	case <-l.waits:
+	case <-time.After(30 * time.Second):
+		t.Fatal("nobody waits for the lock")
+	}
+}
 
 func (l *locker) Lock(ctx context.Context, name string) (context.Context, func(), error) {
 	for {
@@ -43,6 +57,8 @@ func (l *locker) Lock(ctx context.Context, name string) (context.Context, func()
 		l.mu.Unlock()
 		select {
 		case <-free:
+		case l.waits <- struct{}{}:
+			<-free
 		case <-ctx.Done():
 			return nil, nil, fault.New(fault.Unavailable, "lock "+name, ctx.Err())
 		}
