@@ -321,3 +321,82 @@ func TestPutEvents(t *testing.T) {
 		t.Errorf("events %+v", got)
 	}
 }
+
+func TestLastChangedDate(t *testing.T) {
+	s := awsfake.New(t)
+	c := s.SecretsManager(once)
+	s.Create("db", "x")
+	first := s.Holder("db", "AWSCURRENT")
+	last := s.LastChanged("db")
+	for what, change := range map[string]func() error{
+		"a version":      func() error { _, err := put(c, "db", one, "new", "mine"); return err },
+		"a label":        func() error { return move(c, "db", "other", first, "") },
+		"a label's loss": func() error { return move(c, "db", "other", "", first) },
+		"tags":           func() error { s.SetTags("db", map[string]string{"a": "b"}); return nil },
+		"a rotation":     func() error { s.StartRotation("db", two); return nil },
+		"nothing":        func() error { _, err := get(c, "db", "", ""); return err },
+	} {
+		if what == "a label's loss" {
+			s.SetLabel("db", "other", first)
+			last = s.LastChanged("db")
+		}
+		want(t, change(), "")
+		d, err := c.DescribeSecret(t.Context(), &secretsmanager.DescribeSecretInput{SecretId: aws.String("db")})
+		want(t, err, "")
+		now := s.LastChanged("db")
+		if changed := now.After(last); changed != (what != "nothing") || d.LastChangedDate.Sub(now).Abs() > 2*time.Millisecond {
+			t.Errorf("%s: changed %t, told %s, expected %s", what, changed, d.LastChangedDate, now)
+		}
+		s.SetLabel("db", "other", "")
+		last = s.LastChanged("db")
+	}
+}
+
+// Labels that go to another version are told on the default bus, but for
+// AWSPENDING and AWSPREVIOUS.
+func TestLabelEvents(t *testing.T) {
+	s := awsfake.New(t)
+	c := s.SecretsManager(once)
+	arn := s.Create("db", "old")
+	first := s.Holder("db", "AWSCURRENT")
+	_, err := put(c, "db", one, "new", "AWSPENDING", "mine")
+	want(t, err, "")
+	_, err = put(c, "db", one, "new", "mine") // ignored
+	want(t, err, "")
+	want(t, move(c, "db", "mine", one, ""), "") // it is there
+	want(t, move(c, "db", "AWSCURRENT", one, first), "")
+	want(t, move(c, "db", "AWSPENDING", "", one), "")
+	want(t, move(c, "db", "mine", "", one), "")
+	want(t, move(c, "db", "AWSCURRENT", two, one), "ResourceNotFoundException")
+	var got []string
+	for _, e := range s.Events("default") {
+		var d struct{ Name, LabelUpdated, VersionID string }
+		if err := json.Unmarshal(e.Detail, &d); err != nil || d.Name != "db" || d.VersionID != one ||
+			e.Source != "aws.secretsmanager" || e.DetailType != "Secret Label Updated" || !slices.Equal(e.Resources, []string{arn}) {
+			t.Errorf("event %+v, %s, %v", e, e.Detail, err)
+		}
+		got = append(got, d.LabelUpdated)
+	}
+	if !slices.Equal(got, []string{"mine", "AWSCURRENT"}) {
+		t.Errorf("told of %v", got)
+	}
+}
+
+func TestDeleteDeprecated(t *testing.T) {
+	s := awsfake.New(t)
+	c := s.SecretsManager(once)
+	s.Create("db", "old")
+	first := s.Holder("db", "AWSCURRENT")
+	_, err := put(c, "db", one, "new")
+	want(t, err, "")
+	want(t, move(c, "db", "AWSPREVIOUS", "", first), "")
+	want(t, move(c, "db", "mine", first, ""), "") // a deprecated version can be labelled again
+	s.DeleteDeprecated("db")
+	_, err = get(c, "db", first, "")
+	want(t, err, "")
+	want(t, move(c, "db", "mine", "", first), "")
+	s.DeleteDeprecated("db")
+	_, err = get(c, "db", first, "")
+	want(t, err, "ResourceNotFoundException")
+	want(t, move(c, "db", "mine", first, ""), "ResourceNotFoundException")
+}

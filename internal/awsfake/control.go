@@ -190,6 +190,29 @@ func (s *Server) Versions(name string) int {
 	return n
 }
 
+// DeleteDeprecated does what the service does some day: it deletes the
+// versions of a secret that have no label. LastChangedDate stays, which is
+// this package's choice.
+func (s *Server) DeleteDeprecated(name string) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sec := s.must(name)
+	for id := range sec.versions {
+		if len(sec.stages(id)) == 0 {
+			delete(sec.versions, id)
+		}
+	}
+}
+
+// LastChanged returns when a secret was changed last, in any way.
+func (s *Server) LastChanged(name string) time.Time {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.must(name).changed
+}
+
 // StartRotation does what the service does before the first step: rotation is
 // on, and the token has AWSPENDING and no value. Nothing is invoked. It
 // returns the RotationToken of the rotation.
@@ -215,6 +238,7 @@ func (s *Server) SetRotation(name string, enabled *bool, next time.Time) {
 	defer s.mu.Unlock()
 	sec := s.must(name)
 	sec.rotation, sec.next = enabled, next
+	sec.touch()
 }
 
 // SetTags replaces the tags of a secret.
@@ -223,6 +247,7 @@ func (s *Server) SetTags(name string, tags map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sec := s.must(name)
+	sec.touch()
 	sec.tags = nil
 	for k, v := range tags {
 		sec.tags = append(sec.tags, tag{k, v})
@@ -244,6 +269,7 @@ func (s *Server) SetLabel(name, label, id string) {
 		sec.versions[id] = &version{created: time.Now()}
 	}
 	sec.labels[label] = id
+	sec.touch()
 	sec.sweep()
 }
 

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// An Event is an entry that PutEvents took.
+// An Event is an entry that PutEvents took, or the service's own.
 type Event struct {
 	ID, Bus, Source, DetailType string
 	Detail                      json.RawMessage
@@ -55,6 +55,22 @@ func (s *Server) putEvents(r *request) (any, error) {
 		results = append(results, result{EventId: ev.ID})
 	}
 	return map[string]any{"FailedEntryCount": failed, "Entries": results}, nil
+}
+
+// announce puts on the default bus what the service does when a label goes to
+// another version: every label counts but AWSPENDING and AWSPREVIOUS. A label
+// that is only taken away is not told of. That creation tells of AWSCURRENT is
+// not documented.
+// https://docs.aws.amazon.com/secretsmanager/latest/userguide/monitoring-eventbridge.html
+func (s *Server) announce(sec *secret, label, id string) {
+	if label == pending || label == previous {
+		return
+	}
+	detail, _ := json.Marshal(map[string]string{"name": sec.name, "labelUpdated": label, "versionId": id}) // strings always encode
+	s.events["default"] = append(s.events["default"], Event{
+		ID: uuid(), Bus: "default", Source: "aws.secretsmanager", DetailType: "Secret Label Updated",
+		Detail: detail, Resources: []string{sec.arn}, Time: time.Now().UTC().Truncate(time.Second),
+	})
 }
 
 // problem is the code with which the service refuses e, or "".

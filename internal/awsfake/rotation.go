@@ -46,6 +46,7 @@ func (s *Server) rotateSecret(r *request) (any, error) {
 		// The service also tries testSecret with a version that it then
 		// removes. The fake only takes the configuration.
 		sec.rotation, sec.next = &on, time.Now().AddDate(0, 0, 1)
+		sec.touch()
 		return out, nil
 	}
 	out["VersionId"] = token
@@ -70,6 +71,7 @@ func (c *secret) open(token string) error {
 	}
 	on := true
 	c.rotation, c.rotationToken = &on, uuid()
+	c.touch()
 	c.attach(pending, token)
 	return nil
 }
@@ -107,6 +109,7 @@ func (s *Server) rotate(sec *secret, token string, f Lambda, payloads [][]byte) 
 	defer s.mu.Unlock()
 	if result.Err == nil && sec.labels[current] == token {
 		sec.rotationToken, sec.lastRotated, sec.next = "", time.Now(), time.Now().AddDate(0, 0, 1)
+		sec.touch()
 		if sec.labels[pending] == token {
 			sec.detach(pending)
 		}
@@ -122,6 +125,7 @@ func (s *Server) cancelRotateSecret(r *request) (any, error) {
 	}
 	off := false
 	sec.rotation, sec.rotationToken, sec.next = &off, "", time.Time{}
+	sec.touch()
 	out := map[string]any{"ARN": sec.arn, "Name": sec.name}
 	if id := sec.labels[pending]; id != "" {
 		out["VersionId"] = id

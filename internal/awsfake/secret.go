@@ -27,6 +27,7 @@ const (
 type secret struct {
 	name, arn string
 	created   time.Time
+	changed   time.Time // LastChangedDate
 	deleted   time.Time
 	versions  map[string]*version // by version id, those without a label too
 	labels    map[string]string   // label to version id
@@ -58,6 +59,10 @@ func (v *version) same(w *version) bool {
 	}
 	return bytes.Equal(v.binary, w.binary)
 }
+
+// touch is called with every change of a secret, "in any way".
+// https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_DescribeSecret.html
+func (c *secret) touch() { c.changed = time.Now() }
 
 type tag struct{ Key, Value string }
 
@@ -147,13 +152,14 @@ func (s *Server) createSecret(r *request) (any, error) {
 	}
 	sec := s.add(r.Name, token, v)
 	sec.tags = r.Tags
+	s.announce(sec, current, token)
 	return map[string]any{"ARN": sec.arn, "Name": sec.name, "VersionId": token}, nil
 }
 
 // add makes a secret whose current version is v.
 func (s *Server) add(name, id string, v *version) *secret {
 	sec := &secret{
-		name: name, created: v.created,
+		name: name, created: v.created, changed: v.created,
 		arn:      fmt.Sprintf("arn:aws:secretsmanager:%s:%s:secret:%s-%s", Region, Account, name, suffix()),
 		versions: map[string]*version{id: v}, labels: map[string]string{current: id},
 	}
@@ -223,7 +229,7 @@ func (c *secret) describe() map[string]any {
 		byVersion[id] = c.stages(id)
 	}
 	out := map[string]any{
-		"ARN": c.arn, "Name": c.name, "CreatedDate": epoch(c.created), "LastChangedDate": epoch(time.Now()),
+		"ARN": c.arn, "Name": c.name, "CreatedDate": epoch(c.created), "LastChangedDate": epoch(c.changed),
 		"VersionIdsToStages": byVersion,
 	}
 	if c.rotation != nil {
@@ -271,6 +277,7 @@ func (s *Server) deleteSecret(r *request) (any, error) {
 		days = 30
 	}
 	sec.deleted = time.Now().AddDate(0, 0, days)
+	sec.touch()
 	if r.ForceDeleteWithoutRecovery {
 		delete(s.secrets, sec.name)
 	}
@@ -283,6 +290,7 @@ func (s *Server) restoreSecret(r *request) (any, error) {
 		return nil, err
 	}
 	sec.deleted = time.Time{}
+	sec.touch()
 	return map[string]any{"ARN": sec.arn, "Name": sec.name}, nil
 }
 

@@ -23,6 +23,7 @@ func (c *secret) attach(label, id string) {
 	if held && from == id {
 		return
 	}
+	c.touch()
 	c.labels[label] = id
 	if label == current && held {
 		c.labels[previous] = from
@@ -32,6 +33,7 @@ func (c *secret) attach(label, id string) {
 
 // detach takes a label away.
 func (c *secret) detach(label string) {
+	c.touch()
 	delete(c.labels, label)
 	c.sweep()
 }
@@ -90,6 +92,7 @@ func (s *Server) putSecretValue(r *request) (any, error) {
 	sec.versions[token] = v
 	for _, l := range labels {
 		sec.attach(l, token)
+		s.announce(sec, l, token)
 	}
 	if slices.Contains(labels, current) && sec.labels[pending] != token {
 		// A version made by hand ends the rotation: RotationAbandoned.
@@ -131,6 +134,9 @@ func (s *Server) updateSecretVersionStage(r *request) (any, error) {
 			return nil, fail("LimitExceededException", "a secret can have %d staging labels", maxLabels)
 		}
 		sec.attach(label, to)
+		if holder != to {
+			s.announce(sec, label, to)
+		}
 	}
 	return map[string]any{"ARN": sec.arn, "Name": sec.name}, nil
 }

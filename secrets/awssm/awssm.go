@@ -20,7 +20,8 @@
 //     any label of a user's own; who listens goes by AWSCURRENT.
 //
 // AWSCURRENT moves in one call that names the version it is to leave, a
-// compare-and-swap. AWSPREVIOUS follows by itself.
+// compare-and-swap. AWSPREVIOUS follows by itself. A disabled version is one
+// that AWSPREVIOUS was taken from; see [Store.Disable].
 //
 // The leaf needs secretsmanager:DescribeSecret, GetSecretValue, PutSecretValue
 // and UpdateSecretVersionStage, a reader GetSecretValue alone, and
@@ -52,6 +53,10 @@ const (
 	// Claim is on a version that we store without the service having opened a
 	// rotation, until it is promoted or discarded.
 	Claim = "KEYTURN"
+
+	// Retired is on the version that was disabled last. It counts while nobody
+	// has AWSPREVIOUS.
+	Retired = "KEYTURNRETIRED"
 )
 
 // stageOf says which labels are stages.
@@ -105,6 +110,7 @@ var (
 	_ secrets.Store     = (*Store)(nil)
 	_ secrets.Succeeder = (*Store)(nil)
 	_ secrets.Creator   = (*Store)(nil)
+	_ secrets.Disabler  = (*Store)(nil)
 )
 
 // New returns a Store. opts may be nil.
@@ -206,7 +212,7 @@ func (s *Store) recover(ctx context.Context, op string, r ref.Ref, none error) (
 		return nil, err
 	}
 	id := st.holder(Claim)
-	if id == "" || st.pending() != "" || st.has(id, labelCurrent) || st.has(id, labelPrevious) {
+	if id == "" || st.pending() != "" || st.promoted(id) {
 		return nil, none
 	}
 	if err := s.move(ctx, op, r, labelPending, id, st.holder(labelPending)); err != nil && !isCode(err, codeParameter) {
@@ -258,6 +264,11 @@ func (s *Store) read(ctx context.Context, op string, r ref.Ref, id, label string
 // whatever RotationEnabled says, as with the samples of AWS. A rotation that
 // we drive does not go by Opened. RotationDisabled is what the service says
 // explicitly: a secret that was never set up for rotation is not disabled.
+//
+// Activated is LastChangedDate, the last change of any kind: never too early,
+// and later than the truth by whatever was changed since, a tag or a label.
+// LastRotatedDate is no better: when somebody moved AWSCURRENT by hand since,
+// it is too early, and nothing in the answer tells.
 func (s *Store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Description, error) {
 	const op = "awssm: describe"
 	ctx, cancel, err := s.begin(ctx, op, r)
@@ -273,12 +284,19 @@ func (s *Store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Descripti
 		Ref: r, ID: st.arn, Opened: true,
 		RotationDisabled: st.rotation != nil && !*st.rotation, NextRotation: st.next,
 	}
+	retired := st.retired()
 	for id, labels := range st.labels {
 		info := secrets.VersionInfo{ID: id, Token: id}
 		for _, l := range labels {
 			if stage, ok := stageOf[l]; ok {
 				info.Stages = append(info.Stages, stage)
 			}
+			if l == labelCurrent {
+				info.Activated = st.changed
+			}
+		}
+		if id == retired {
+			info.Stages, info.Disabled = append(info.Stages, secrets.Previous), true
 		}
 		if len(info.Stages) > 0 {
 			d.Versions = append(d.Versions, info)
@@ -293,6 +311,7 @@ type state struct {
 	labels   map[string][]string // by version id
 	rotation *bool
 	next     time.Time
+	changed  time.Time
 }
 
 // holder returns the id of the version with the label, or "".
@@ -317,6 +336,22 @@ func (st *state) pending() string {
 	return id
 }
 
+// promoted reports that the version was current once, as far as labels tell.
+func (st *state) promoted(id string) bool {
+	return st.has(id, labelCurrent) || st.has(id, labelPrevious) || st.has(id, Retired)
+}
+
+// retired returns the id of the version that would be previous and is
+// disabled, or "". Beside AWSPREVIOUS the label is what is left of a version
+// that was superseded once more or enabled again.
+func (st *state) retired() string {
+	id := st.holder(Retired)
+	if id == "" || st.holder(labelPrevious) != "" || st.has(id, labelCurrent) || st.has(id, labelPending) {
+		return ""
+	}
+	return id
+}
+
 // driven reports that the service drives the rotation named token.
 func (st *state) driven(token string) bool {
 	return aws.ToBool(st.rotation) && !st.has(token, Claim)
@@ -333,8 +368,12 @@ func (s *Store) look(ctx context.Context, op string, r ref.Ref) (*state, error) 
 	if out.DeletedDate != nil {
 		return nil, fault.Newf(fault.Conflict, op, "%s is marked for deletion on %s; restore it first", r, out.DeletedDate.UTC().Format(time.RFC3339))
 	}
-	return &state{
+	st := &state{
 		arn: aws.ToString(out.ARN), labels: out.VersionIdsToStages,
-		rotation: out.RotationEnabled, next: aws.ToTime(out.NextRotationDate),
-	}, nil
+		rotation: out.RotationEnabled, next: aws.ToTime(out.NextRotationDate), changed: time.Now(),
+	}
+	if out.LastChangedDate != nil { // an emulator may not tell
+		st.changed = *out.LastChangedDate
+	}
+	return st, nil
 }

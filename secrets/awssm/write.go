@@ -72,7 +72,7 @@ func (s *Store) PutPendingAfter(ctx context.Context, r secrets.Ref, token, curre
 			return nil, err
 		}
 		switch pending := st.pending(); {
-		case st.has(token, labelCurrent), st.has(token, labelPrevious):
+		case st.promoted(token):
 			if stored != nil {
 				// A twin went on with what we stored. A Conflict would say
 				// that the credential is nobody's.
