@@ -127,20 +127,18 @@ func certificate(t testing.TB) (tls.Certificate, *x509.Certificate) {
 
 // dial stands for the DNS: a host that is no vault does not exist.
 func (s *Server) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	if net.ParseIP(host) == nil {
-		name, ok := strings.CutSuffix(host, "."+Domain)
-		s.mu.Lock()
-		_, known := s.vaults[name]
-		s.mu.Unlock()
-		if !ok || !known {
-			return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}}
-		}
-	}
 	var d net.Dialer
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil || net.ParseIP(host) != nil {
+		return d.DialContext(ctx, network, addr)
+	}
+	name, ok := strings.CutSuffix(host, "."+Domain)
+	s.mu.Lock()
+	_, known := s.vaults[name]
+	s.mu.Unlock()
+	if !ok || !known {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}}
+	}
 	return d.DialContext(ctx, network, s.http.Listener.Addr().String())
 }
 
