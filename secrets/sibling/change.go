@@ -47,6 +47,9 @@ func (s *Store) try(ctx context.Context, op string, r ref.Ref, f plan) error {
 			return err
 		}
 		act, err := f(ctx, st)
+		if err != nil {
+			st.wipe()
+		}
 		if err != nil || act == nil {
 			return err
 		}

@@ -18,7 +18,8 @@ type state struct {
 	main *Main
 	// pending is what may still be promoted, nil if there is nothing.
 	pending *Pending
-	// left is what the sibling still holds though it was promoted.
+	// left is what the sibling still holds though it was promoted, its value
+	// wiped.
 	left *Pending
 	// unrecorded: left was appended as main.Current, and nobody noted it.
 	unrecorded bool
@@ -54,6 +55,7 @@ func (s *Store) resolve(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*s
 	case p == nil:
 	case m.Current.has(p.Token) || m.Previous.has(p.Token):
 		st.left = p
+		p.wipe()
 	case m.Current == nil || m.Current.Token != "" || m.Current.ID == p.After:
 		st.pending = p
 	default:
@@ -78,6 +80,7 @@ func (s *Store) resolve(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*s
 		told := *m
 		told.Current, told.Previous = &current, previous
 		st.main, st.left, st.unrecorded = &told, p, true
+		p.wipe()
 	}
 	return st, nil
 }
@@ -108,10 +111,7 @@ func (s *Store) superseded(ctx context.Context, r ref.Ref, m *Main, p *Pending) 
 }
 
 // wipe empties what was read and is not handed on.
-func (st *state) wipe() {
-	st.pending.wipe()
-	st.left.wipe()
-}
+func (st *state) wipe() { st.pending.wipe() }
 
 func (p *Pending) wipe() {
 	if p != nil {

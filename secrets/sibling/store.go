@@ -75,7 +75,6 @@ func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secre
 		return nil, err
 	}
 	if stage == secrets.Pending {
-		st.left.wipe()
 		if st.pending == nil {
 			return nil, fault.Newf(fault.NotFound, op, "%s has no %s version", r, stage)
 		}

@@ -159,6 +159,7 @@ func (s *Store) Discard(ctx context.Context, r ref.Ref, token string) error {
 		return err
 	}
 	return s.change(ctx, op, r, func(_ context.Context, st *state) (func(context.Context) error, error) {
+		defer st.wipe()
 		switch {
 		case st.left != nil:
 			return func(ctx context.Context) error { return s.settle(ctx, r, st) }, nil

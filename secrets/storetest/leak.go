@@ -69,7 +69,7 @@ func walk(ctx context.Context, t *testing.T, b Backend, in *crashtest.Injector, 
 	}
 	act(r, tok, v1)
 	if d, ok := s.(secrets.Disabler); ok {
-		leakRetire(ctx, t, d, rec, b.Open(t, nil), r)
+		leakRetire(ctx, t, d, rec, b.Open(t, nil), r, in == nil)
 		look(r)
 	}
 	if in != nil {
