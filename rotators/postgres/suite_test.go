@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"strconv"
 	"testing"
@@ -22,17 +23,28 @@ import (
 type target struct {
 	*fixture
 	alternate bool
+	// What Breaks broke.
+	distrust, noMaster bool
+	policy             rotators.PasswordPolicy
 }
 
 func newTarget(alternate bool) func(*testing.T) rotatortest.Target {
 	return func(t *testing.T) rotatortest.Target {
-		return &target{newUser(t, "suite", "the-first-password"), alternate}
+		return &target{fixture: newUser(t, "suite", "the-first-password"), alternate: alternate}
 	}
 }
 
 func (x *target) Rotator(_ *testing.T, in *crashtest.Injector) rotators.Rotator {
 	o := options()
-	o.Hook = in.Call
+	o.Hook, o.Policy = in.Call, x.policy
+	if x.distrust {
+		o.RootCAs = x509.NewCertPool()
+	}
+	if x.alternate && x.noMaster {
+		return postgres.NewAlternating(func(context.Context, string) (secrets.Value, error) {
+			return secrets.Value{}, fault.New(fault.Denied, "get secret", nil)
+		}, o)
+	}
 	if x.alternate {
 		return x.alternating(o)
 	}

@@ -67,6 +67,7 @@ type server struct {
 	first doc
 	kind  string
 	eager bool
+	down  bool   // nobody reaches it
 	wrong string // what the rotator does wrong, see TestMutants
 }
 
@@ -117,8 +118,11 @@ func (s *server) Live(*testing.T) int {
 
 func (s *server) Rotator(_ *testing.T, in *crashtest.Injector) rotators.Rotator {
 	r := &rotator{s: s, in: in}
-	if s.kind == "issuer" {
+	switch s.kind {
+	case "issuer":
 		return &issuing{r}
+	case "alternating":
+		return &alternating{r}
 	}
 	return r
 }
@@ -252,17 +256,6 @@ func (r *issuing) Set(ctx context.Context, c rotators.Change) error {
 	})
 }
 
-func (r *issuing) Retire(ctx context.Context, c rotators.Change, old secrets.Value) error {
-	d, err := read(old)
-	if err != nil {
-		return err
-	}
-	if r.s.wrong == "retires nothing" {
-		return nil
-	}
-	return r.call(ctx, "revoke", func() { delete(r.s.users, d.User) })
-}
-
 var strategies = []struct {
 	kind string
 	tr   rotatortest.Traits
@@ -309,6 +302,17 @@ func TestMutants(t *testing.T) {
 		{"proves nothing", "TestSuite/single", "C21_TestProvesPending"},
 		{"retires nothing", "TestSuite/issuer", "TenInARow"},
 		{"leaves orphans", "TestCrash/issuer", "TestCrash/issuer/SameToken"},
+		{"verifies anything", "TestSuite/single", "Verify"},
+		{"verifies by guess", "TestCrash/single", "TestCrash/single/Verify"},
+		{"retires anything", "TestSuite/issuer", "RetireSparesWhatIsUsed"},
+		{"retires the user", "TestSuite/alternating", "RetireSparesWhatIsUsed"},
+		{"restores nothing", "TestSuite/alternating", "Restore"},
+		{"restores over current", "TestSuite/alternating", "RestoreBesideCurrent"},
+		{"tries for real", "TestSuite/single", "DryRun"},
+		{"is always well", "TestSuite/single", "DryRun/AnotherPassword"},
+		{"is always well", "TestCrash/single", "TestCrash/single/DryRun"},
+		{"takes versions for orphans", "TestCrash/issuer", "TestCrash/issuer/Orphans"},
+		{"forgets an orphan", "TestCrash/issuer", "TestCrash/issuer/Orphans"},
 	} {
 		t.Run(c.wrong, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+strings.ReplaceAll(c.test, "/", "$/^")+"$", "-test.timeout=60s")
