@@ -135,6 +135,10 @@ var onlyImporters = map[string][]string{
 	},
 	"github.com/jackc/pgx":       {"rotators/postgres", "agent/pgxauth", "cmd/keyturn"},
 	"github.com/hashicorp/vault": {"secrets/vaultkv", "internal/vaultfake", "cmd/keyturn", "integration"},
+	"cloud.google.com/go/secretmanager": {
+		"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration",
+	},
+	"google.golang.org/grpc":     {"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
 	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "internal/azurefake", "cmd/keyturn", "integration"},
 }
 
