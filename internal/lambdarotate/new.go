@@ -51,7 +51,7 @@ func New(ctx context.Context, env Env, opts *Options) (*Handler, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	for _, name := range env.Unknown {
-		o.Logger.WarnContext(ctx, "environment variable means nothing to this function", "name", name, "expected", known)
+		o.Logger.WarnContext(ctx, "environment variable means nothing to this function", "name", name, "expected", env.Known)
 	}
 	if o.AWS == nil {
 		c, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient().
