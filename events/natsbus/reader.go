@@ -20,6 +20,10 @@ const (
 	// maxOutstanding bounds the requests, and a page the messages, that are
 	// under way at a time, so that the client's buffer holds them all.
 	maxOutstanding = 256
+	// maxPage is the largest page, for who reads thousands: the server counts
+	// what is left once a page.
+	maxPage      = 1000
+	maxPageBytes = 8 << 20
 	// maxFilters is how many subjects one multi-last request names. The server
 	// answers at most 1024 messages to one.
 	maxFilters = 1000
@@ -86,6 +90,7 @@ type getRequest struct {
 	NextFor   string   `json:"next_by_subj,omitempty"`
 	MultiLast []string `json:"multi_last,omitempty"`
 	Batch     int      `json:"batch,omitempty"`
+	MaxBytes  int      `json:"max_bytes,omitempty"`
 	UpToSeq   uint64   `json:"up_to_seq,omitempty"`
 }
 
@@ -115,7 +120,7 @@ func (r reader) page(ctx context.Context, q getRequest, emit func(stored) error)
 	if err != nil {
 		return mark{}, fault.New(fault.Invalid, "natsbus: read", err)
 	}
-	return r.exchange(ctx, []request{{subject: r.opts.api() + "DIRECT.GET." + r.stream, body: body, many: true}}, emit)
+	return r.exchange(ctx, []request{{subject: r.opts.api() + "DIRECT.GET." + r.stream, body: body, many: max(q.Batch, 1)}}, emit)
 }
 
 // list returns the stream's subjects that match filters. It needs the right to
@@ -150,12 +155,12 @@ func (r reader) list(ctx context.Context, filters []string) ([]string, error) {
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
-// A request is one direct get; many says that the answer is several messages
-// and an end mark.
+// A request is one direct get; many says that the answer is up to so many
+// messages and an end mark. With 0 it is one message.
 type request struct {
 	subject string
 	body    []byte
-	many    bool
+	many    int
 }
 
 // A mark is what the end of an answer tells.
@@ -166,7 +171,11 @@ type mark struct{ pending, last, upTo uint64 }
 func (r reader) exchange(ctx context.Context, reqs []request, emit func(stored) error) (mark, error) {
 	var end mark
 	inbox := r.nc.NewInbox()
-	ch := make(chan *nats.Msg, 2*maxOutstanding)
+	buffer := 2 * maxOutstanding
+	for _, q := range reqs {
+		buffer = max(buffer, 2*q.many)
+	}
+	ch := make(chan *nats.Msg, buffer)
 	sub, err := r.nc.ChanSubscribe(inbox+".*", ch)
 	if err != nil {
 		return end, classify("read", err)
@@ -208,7 +217,7 @@ func (r reader) exchange(ctx context.Context, reqs []request, emit func(stored) 
 				if err != nil {
 					return end, err
 				}
-				if !q.many {
+				if q.many == 0 {
 					delete(open, m.Subject)
 				}
 				if err := emit(st); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/keyturn/keyturn/fault"
 )
@@ -45,12 +46,7 @@ func (b *Bus) Reconcile(ctx context.Context, owner string, want []Schedule) (Rec
 	if err != nil {
 		return done, err
 	}
-	var mu sync.Mutex
-	count := func(n *int) {
-		mu.Lock()
-		defer mu.Unlock()
-		*n++
-	}
+	var set, kept atomic.Int64
 	err = each(ctx, wanted, func(ctx context.Context, sc Schedule) error {
 		var old *stored
 		if h, is := have[sc.Name]; is {
@@ -61,12 +57,13 @@ func (b *Bus) Reconcile(ctx context.Context, owner string, want []Schedule) (Rec
 		case err != nil:
 			return fmt.Errorf("schedule %q: %w", sc.Name, err)
 		case written:
-			count(&done.Set)
+			set.Add(1)
 		default:
-			count(&done.Kept)
+			kept.Add(1)
 		}
 		return nil
 	})
+	done.Set, done.Kept = int(set.Load()), int(kept.Load())
 	if err != nil {
 		return done, err
 	}
@@ -81,13 +78,7 @@ func (b *Bus) Reconcile(ctx context.Context, owner string, want []Schedule) (Rec
 			gone = append(gone, h)
 		}
 	}
-	err = each(ctx, gone, func(ctx context.Context, h listed) error {
-		if err := b.remove(ctx, h.schedule, h.stored.seq); err != nil {
-			return fmt.Errorf("schedule %q: %w", h.schedule.Name, err)
-		}
-		count(&done.Removed)
-		return nil
-	})
+	done.Removed, err = b.remove(ctx, gone)
 	return done, err
 }
 

@@ -3,9 +3,11 @@ package natsbus
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -211,40 +213,68 @@ func (b *Bus) Unschedule(ctx context.Context, name string) error {
 	if old != nil {
 		sc.Target = targetOf(old.msg.Header)
 	}
-	return b.remove(ctx, sc, 0)
+	_, err = b.remove(ctx, []listed{{schedule: sc}})
+	return err
 }
 
-// remove removes sc, and its firing that waits. With upTo one that was set
-// after that sequence stays: another replica knows better.
-func (b *Bus) remove(ctx context.Context, sc Schedule, upTo uint64) error {
-	if err := b.purge(ctx, sc.subject(), upTo); err != nil {
-		return err
+// remove removes schedules and the firings of them that wait, and counts the
+// schedules. One that was set after it was listed stays: another replica knows
+// better.
+func (b *Bus) remove(ctx context.Context, gone []listed) (n int, err error) {
+	const op = "unschedule"
+	if len(gone) == 0 {
+		return 0, nil
 	}
-	// Second, or it could fire in between.
-	due, err := b.lastOf(ctx, ScheduleStream, duePrefix+events.Token(sc.Target))
-	if err != nil || due == nil || header(due.msg, jetstream.SchedulerHeader) != sc.subject() {
+	var s jetstream.Stream
+	err = b.admin(ctx, op, "INFO", func(ctx context.Context) (err error) {
+		s, err = b.js.Stream(ctx, ScheduleStream)
 		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	return b.purge(ctx, due.subject, due.seq)
-}
-
-// purge removes what the schedule stream has on a subject, up to sequence upTo
-// or, for 0, all of it.
-func (b *Bus) purge(ctx context.Context, subject string, upTo uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
-	defer cancel()
-	api := b.opts.api() + "STREAM."
-	return classify("unschedule", guarded(ctx, b.nc, []string{api + "INFO." + ScheduleStream, api + "PURGE." + ScheduleStream}, func(ctx context.Context) error {
-		s, err := b.js.Stream(ctx, ScheduleStream)
-		if err != nil {
-			return err
-		}
+	purge := func(ctx context.Context, subject string, upTo uint64) error {
 		opts := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(subject)}
 		if upTo > 0 {
 			opts = append(opts, jetstream.WithPurgeSequence(upTo+1))
 		}
-		return s.Purge(ctx, opts...)
-	}))
+		return b.admin(ctx, op, "PURGE", func(ctx context.Context) error { return s.Purge(ctx, opts...) })
+	}
+	var done atomic.Int64
+	err = each(ctx, gone, func(ctx context.Context, l listed) error {
+		if err := purge(ctx, l.schedule.subject(), l.stored.seq); err != nil {
+			return fmt.Errorf("schedule %q: %w", l.schedule.Name, err)
+		}
+		done.Add(1)
+		return nil
+	})
+	if err != nil {
+		return int(done.Load()), err
+	}
+	// Then, or one could fire in between.
+	firedBy := make(map[string]string, len(gone)) // by the subject of the firing
+	for _, l := range gone {
+		firedBy[duePrefix+events.Token(l.schedule.Target)] = l.schedule.subject()
+	}
+	var waiting []stored
+	rd := reader{nc: b.nc, opts: b.opts, stream: ScheduleStream}
+	err = rd.last(ctx, slices.Collect(maps.Keys(firedBy)), func(st stored) error {
+		if header(st.msg, jetstream.SchedulerHeader) == firedBy[st.subject] {
+			waiting = append(waiting, st)
+		}
+		return nil
+	})
+	if err == nil {
+		err = each(ctx, waiting, func(ctx context.Context, st stored) error { return purge(ctx, st.subject, st.seq) })
+	}
+	return int(done.Load()), classify(op, err)
+}
+
+// admin calls f, which asks the JetStream API for verb on the schedule stream.
+func (b *Bus) admin(ctx context.Context, op, verb string, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
+	defer cancel()
+	return classify(op, guarded(ctx, b.nc, []string{b.opts.api() + "STREAM." + verb + "." + ScheduleStream}, f))
 }
 
 // ListSchedules returns the schedules that are set, by name.
@@ -277,7 +307,7 @@ func (b *Bus) list(ctx context.Context) (map[string]listed, error) {
 	}
 	out := map[string]listed{}
 	rd := reader{nc: b.nc, opts: b.opts, stream: ScheduleStream}
-	err := rd.pages(ctx, getRequest{Seq: 1, NextFor: specPrefix + ">", Batch: maxOutstanding}, func(st stored) error {
+	err := rd.pages(ctx, getRequest{Seq: 1, NextFor: specPrefix + ">", Batch: maxPage, MaxBytes: maxPageBytes}, func(st stored) error {
 		sc, ok := decodeSchedule(st)
 		if !ok {
 			b.opts.Logger.WarnContext(ctx, "a message in the schedule stream is no schedule", "subject", st.subject)
