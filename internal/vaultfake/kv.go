@@ -65,6 +65,8 @@ func (s *Server) kv(e *engine, req *request, path string) answer {
 			break
 		}
 		return s.writeData(e, k, name, req)
+	case route{http.MethodPatch, "data"}:
+		return s.patchData(e, k, name, req)
 	case route{http.MethodDelete, "data"}:
 		if k != nil {
 			s.setDeleted(k, []int{k.current}, req)
@@ -120,6 +122,46 @@ func (s *Server) readData(k *key, req *request) answer {
 	}
 	out["data"] = data
 	return ok(out)
+}
+
+// patchData merges into the newest version (RFC 7396) and writes another.
+func (s *Server) patchData(e *engine, k *key, name string, req *request) answer {
+	patch, isMap := req.body["data"].(map[string]any)
+	if !isMap {
+		return fail(http.StatusBadRequest, "no data provided")
+	}
+	if k == nil || k.versions[k.current] == nil {
+		return answer{status: http.StatusNotFound, full: true}
+	}
+	if a := k.checkCAS(e, req); a != nil {
+		return *a
+	}
+	v := k.versions[k.current]
+	if v.deleted(s.now()) || v.destroyed {
+		return answer{status: http.StatusNotFound, data: v.info(k.current, k), full: true}
+	}
+	var data map[string]any
+	if err := json.Unmarshal(v.data, &data); err != nil {
+		return fail(http.StatusInternalServerError, "1 error occurred:\n\t* "+err.Error()+"\n\n")
+	}
+	req.body["data"] = merge(data, patch)
+	return s.writeData(e, k, name, req)
+}
+
+// merge applies a merge patch: a null takes a member away.
+func merge(to, patch map[string]any) map[string]any {
+	for field, v := range patch {
+		inner, isMap := v.(map[string]any)
+		switch old, _ := to[field].(map[string]any); {
+		case v == nil:
+			delete(to, field)
+		case isMap && old != nil:
+			merge(old, inner)
+		default:
+			to[field] = v
+		}
+	}
+	return to
 }
 
 func (s *Server) writeData(e *engine, k *key, name string, req *request) answer {

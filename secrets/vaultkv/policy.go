@@ -26,7 +26,8 @@ func needs(mount, path string) []need {
 		{p.api("delete"), []string{"update"}},
 		{p.api("undelete"), []string{"update"}},
 		{p.api("destroy"), []string{"update"}},
-		{s.api("data"), []string{"create", "read", "update"}},
+		{s.api("data"), []string{"read", "update"}},
+		// update is for one that another process made, or left half made.
 		{s.api("metadata"), []string{"create", "update"}},
 		{s.api("destroy"), []string{"update"}},
 		{mount + "/config", []string{"read"}},

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/vault/api"
 	"go.uber.org/goleak"
 
+	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/crashtest"
 	"github.com/keyturn/keyturn/internal/leaktest"
 	"github.com/keyturn/keyturn/internal/vaultfake"
@@ -132,8 +134,7 @@ func word() string {
 	return hex.EncodeToString(b[:])
 }
 
-// backend is a target under the suite. Its stores use a token that has the
-// rendered policy only, where limited is set.
+// backend is a target under the suite.
 type backend struct {
 	*target
 	ns, mount string
@@ -171,14 +172,8 @@ func (*backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
 
+// A mount with slashes, in a namespace.
 func TestStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Backend {
-		return &backend{target: fake(t), mount: "secret"}
-	})
-}
-
-// A mount with slashes in a namespace.
-func TestStoreInNamespace(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Backend {
 		tg := fake(t)
 		tg.fake.Namespace("admin/team")
@@ -187,10 +182,35 @@ func TestStoreInNamespace(t *testing.T) {
 	})
 }
 
-// With retries a write whose answer was lost is repeated by the client, fails
-// its check-and-set, and is found done.
+// With retries a failure that happens once is not seen, and a write whose
+// answer was lost is repeated by the client, fails its check-and-set, and is
+// found done.
 func TestStoreWithRetries(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Backend {
-		return &backend{target: fake(t), mount: "secret", retries: 2}
+	b := &backend{target: fake(t), mount: "secret", retries: 2}
+	crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+		v0, v1, tok := secrets.NewString("old"), secrets.NewString("new"), word()
+		r := b.Create(t, v0)
+		s := b.Open(t, in)
+		_, err := s.PutPending(t.Context(), r, tok, v1)
+		if err == nil {
+			_, err = s.Promote(t.Context(), r, tok)
+		}
+		if err != nil {
+			if !strings.Contains(t.Name(), "/die/") {
+				t.Fatalf("one failed attempt at %q was not retried: %v", in.Fired(), err)
+			}
+			in.Restart()
+			if _, err := s.PutPending(t.Context(), r, tok, v1); err != nil && !fault.Is(err, fault.Conflict) {
+				t.Fatal(err)
+			}
+			if _, err := s.Promote(t.Context(), r, tok); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for stage, want := range map[secrets.Stage]secrets.Value{secrets.Current: v1, secrets.Previous: v0} {
+			if got, err := b.Open(t, nil).Get(t.Context(), r, stage); err != nil || !got.Value.Equal(want) {
+				t.Errorf("%s is another value: %v", stage, err)
+			}
+		}
 	})
 }
