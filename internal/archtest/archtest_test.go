@@ -138,8 +138,8 @@ var onlyImporters = map[string][]string{
 	"cloud.google.com/go/secretmanager": {
 		"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration",
 	},
-	"google.golang.org/grpc":     {"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
-	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "internal/azurefake", "cmd/keyturn", "integration"},
+	"google.golang.org/grpc": {"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
+	"github.com/Azure/":      {"secrets/azurekv", "functions/azure", "internal/azurefake", "cmd/keyturn", "integration"},
 }
 
 func TestSDKsStayInTheirLeaves(t *testing.T) {
