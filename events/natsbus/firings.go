@@ -105,8 +105,8 @@ func decodeFiring(m jetstream.Msg, md *jetstream.MsgMetadata) (Firing, bool) {
 // once the server has stored the firing, and may be repeated.
 //
 // id names the trigger, in up to 256 bytes; all its firings have one
-// [Firing.ID]. Fired again within two minutes it is not even due again. With
-// "" each call is a firing of its own.
+// [Firing.ID]. Fired again within two minutes it is not even due again, unless
+// the server was restarted between. With "" each call is a firing of its own.
 //
 // It needs the right to publish on keyturn.schedule.due.>, or on that subject
 // of the one name.
