@@ -400,3 +400,32 @@ func TestDeleteDeprecated(t *testing.T) {
 	want(t, err, "ResourceNotFoundException")
 	want(t, move(c, "db", "mine", first, ""), "ResourceNotFoundException")
 }
+
+func TestListSecretVersionIds(t *testing.T) {
+	s := awsfake.New(t)
+	c := s.SecretsManager(once)
+	s.Create("db", "old")
+	_, err := put(c, "db", one, "new", "mine")
+	want(t, err, "")
+	_, err = put(c, "db", two, "new", "mine") // one has no label any more
+	want(t, err, "")
+	for deprecated, n := range map[bool]int{false: 2, true: 3} {
+		in := &secretsmanager.ListSecretVersionIdsInput{SecretId: aws.String("db"), MaxResults: aws.Int32(1), IncludeDeprecated: &deprecated}
+		seen := map[string]bool{}
+		for range 9 {
+			out, err := c.ListSecretVersionIds(t.Context(), in)
+			want(t, err, "")
+			for _, v := range out.Versions {
+				seen[*v.VersionId] = v.CreatedDate != nil && (len(v.VersionStages) == 0) == (*v.VersionId == one)
+			}
+			if in.NextToken = out.NextToken; in.NextToken == nil {
+				break
+			}
+		}
+		if len(seen) != n || !seen[two] || seen[one] != deprecated {
+			t.Errorf("deprecated %t: listed %v", deprecated, seen)
+		}
+	}
+	_, err = c.ListSecretVersionIds(t.Context(), &secretsmanager.ListSecretVersionIdsInput{SecretId: aws.String("none")})
+	want(t, err, "ResourceNotFoundException")
+}

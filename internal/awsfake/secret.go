@@ -79,6 +79,9 @@ type request struct {
 	RotateImmediately                                 *bool
 	ForceDeleteWithoutRecovery                        bool
 	RecoveryWindowInDays                              int
+	IncludeDeprecated                                 bool
+	MaxResults                                        int
+	NextToken                                         string
 	Entries                                           []entry
 }
 

@@ -161,6 +161,7 @@ var operations = map[string]struct {
 	"secretsmanager.PutSecretValue":           {true, (*Server).putSecretValue},
 	"secretsmanager.DescribeSecret":           {false, (*Server).describeSecret},
 	"secretsmanager.ListSecrets":              {false, (*Server).listSecrets},
+	"secretsmanager.ListSecretVersionIds":     {false, (*Server).listSecretVersionIDs},
 	"secretsmanager.UpdateSecretVersionStage": {true, (*Server).updateSecretVersionStage},
 	"secretsmanager.RotateSecret":             {true, (*Server).rotateSecret},
 	"secretsmanager.CancelRotateSecret":       {true, (*Server).cancelRotateSecret},

@@ -102,6 +102,40 @@ func (s *Server) putSecretValue(r *request) (any, error) {
 	return answer()
 }
 
+// listSecretVersionIDs lists the versions with a label, by id and a page at a
+// time; with IncludeDeprecated the others too.
+// https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_ListSecretVersionIds.html
+func (s *Server) listSecretVersionIDs(r *request) (any, error) {
+	sec, err := s.lookup(r.SecretId)
+	if err != nil {
+		return nil, err
+	}
+	if r.MaxResults < 0 || r.MaxResults > 100 {
+		return nil, fail("ValidationException", "MaxResults must be between 1 and 100")
+	}
+	size := r.MaxResults
+	if size == 0 {
+		size = 100
+	}
+	ids := []string{}
+	for id := range sec.versions {
+		if id > r.NextToken && (r.IncludeDeprecated || len(sec.stages(id)) > 0) {
+			ids = append(ids, id)
+		}
+	}
+	sort.Strings(ids)
+	out, list := map[string]any{"ARN": sec.arn, "Name": sec.name}, []any{}
+	for i, id := range ids {
+		if i == size {
+			out["NextToken"] = ids[i-1] // this package's choice
+			break
+		}
+		list = append(list, map[string]any{"VersionId": id, "VersionStages": sec.stages(id), "CreatedDate": epoch(sec.versions[id].created)})
+	}
+	out["Versions"] = list
+	return out, nil
+}
+
 func (s *Server) updateSecretVersionStage(r *request) (any, error) {
 	sec, err := s.live(r.SecretId)
 	if err != nil {

@@ -25,7 +25,8 @@
 //
 // The leaf needs secretsmanager:DescribeSecret, GetSecretValue, PutSecretValue
 // and UpdateSecretVersionStage, a reader GetSecretValue alone, and
-// [Store.CreateSecret] that permission too.
+// [Store.CreateSecret] that permission too. With ListSecretVersionIds it can
+// tell better since when a version is current that the service rotated.
 // https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotate-secrets_lambda-functions.html
 package awssm
 
@@ -57,6 +58,10 @@ const (
 	// Retired is on the version that was disabled last. It counts while nobody
 	// has AWSPREVIOUS.
 	Retired = "KEYTURNRETIRED"
+
+	// Held is on the version that was enabled last. It counts on the version
+	// that has AWSPREVIOUS.
+	Held = "KEYTURNHELD"
 )
 
 // stageOf says which labels are stages.
@@ -78,6 +83,7 @@ type client interface {
 	GetSecretValue(context.Context, *secretsmanager.GetSecretValueInput, ...func(*secretsmanager.Options)) (*secretsmanager.GetSecretValueOutput, error)
 	PutSecretValue(context.Context, *secretsmanager.PutSecretValueInput, ...func(*secretsmanager.Options)) (*secretsmanager.PutSecretValueOutput, error)
 	DescribeSecret(context.Context, *secretsmanager.DescribeSecretInput, ...func(*secretsmanager.Options)) (*secretsmanager.DescribeSecretOutput, error)
+	ListSecretVersionIds(context.Context, *secretsmanager.ListSecretVersionIdsInput, ...func(*secretsmanager.Options)) (*secretsmanager.ListSecretVersionIdsOutput, error)
 	UpdateSecretVersionStage(context.Context, *secretsmanager.UpdateSecretVersionStageInput, ...func(*secretsmanager.Options)) (*secretsmanager.UpdateSecretVersionStageOutput, error)
 	CreateSecret(context.Context, *secretsmanager.CreateSecretInput, ...func(*secretsmanager.Options)) (*secretsmanager.CreateSecretOutput, error)
 }
@@ -265,10 +271,8 @@ func (s *Store) read(ctx context.Context, op string, r ref.Ref, id, label string
 // we drive does not go by Opened. RotationDisabled is what the service says
 // explicitly: a secret that was never set up for rotation is not disabled.
 //
-// Activated is LastChangedDate, the last change of any kind: never too early,
-// and later than the truth by whatever was changed since, a tag or a label.
-// LastRotatedDate is no better: when somebody moved AWSCURRENT by hand since,
-// it is too early, and nothing in the answer tells.
+// For Activated see activated. Describe reads no value, and needs
+// ListSecretVersionIds only for a secret that the service rotates.
 func (s *Store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Description, error) {
 	const op = "awssm: describe"
 	ctx, cancel, err := s.begin(ctx, op, r)
@@ -285,6 +289,7 @@ func (s *Store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Descripti
 		RotationDisabled: st.rotation != nil && !*st.rotation, NextRotation: st.next,
 	}
 	retired := st.retired()
+	activated := s.activated(ctx, r, st)
 	for id, labels := range st.labels {
 		info := secrets.VersionInfo{ID: id, Token: id}
 		for _, l := range labels {
@@ -292,12 +297,13 @@ func (s *Store) Describe(ctx context.Context, r secrets.Ref) (*secrets.Descripti
 				info.Stages = append(info.Stages, stage)
 			}
 			if l == labelCurrent {
-				info.Activated = st.changed
+				info.Activated = activated
 			}
 		}
 		if id == retired {
 			info.Stages, info.Disabled = append(info.Stages, secrets.Previous), true
 		}
+		info.Held = st.has(id, labelPrevious) && st.has(id, Held)
 		if len(info.Stages) > 0 {
 			d.Versions = append(d.Versions, info)
 		}
@@ -311,7 +317,8 @@ type state struct {
 	labels   map[string][]string // by version id
 	rotation *bool
 	next     time.Time
-	changed  time.Time
+	changed  time.Time // LastChangedDate
+	rotated  time.Time // LastRotatedDate, or zero
 }
 
 // holder returns the id of the version with the label, or "".
@@ -370,7 +377,7 @@ func (s *Store) look(ctx context.Context, op string, r ref.Ref) (*state, error) 
 	}
 	st := &state{
 		arn: aws.ToString(out.ARN), labels: out.VersionIdsToStages,
-		rotation: out.RotationEnabled, next: aws.ToTime(out.NextRotationDate), changed: time.Now(),
+		rotation: out.RotationEnabled, next: aws.ToTime(out.NextRotationDate), changed: time.Now(), rotated: aws.ToTime(out.LastRotatedDate),
 	}
 	if out.LastChangedDate != nil { // an emulator may not tell
 		st.changed = *out.LastChangedDate

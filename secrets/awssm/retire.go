@@ -18,7 +18,7 @@ import (
 //
 // EventBridge reports the move of Retired, which who goes by AWSCURRENT leaves
 // alone. A version that was disabled and then superseded once more keeps
-// Retired until the next Disable moves it, and is disabled already.
+// Retired until the next Disable moves it; it is NotFound here.
 func (s *Store) Disable(ctx context.Context, r secrets.Ref, version string) error {
 	const op = "awssm: disable"
 	return s.relabel(ctx, op, r, func(ctx context.Context, st *state) (done bool, err error) {
@@ -26,10 +26,10 @@ func (s *Store) Disable(ctx context.Context, r secrets.Ref, version string) erro
 		case st.has(version, labelCurrent), st.has(version, labelPending):
 			return false, fault.Newf(fault.Conflict, op, "version %s of %s is current or pending; only a superseded one can be disabled", version, r)
 		case st.has(version, labelPrevious):
-		case st.has(version, Retired):
+		case version != "" && st.retired() == version:
 			return true, nil
 		default:
-			return false, fault.Newf(fault.NotFound, op, "no label of %s is on version %q; it was superseded or destroyed since, or the id is wrong", r, version)
+			return false, fault.Newf(fault.NotFound, op, "%s has no version %q with a stage; it was superseded or destroyed since, or the id is wrong", r, version)
 		}
 		if st.has(version, Claim) {
 			// Left by its rotation. Alone on a version it means a put that was
@@ -43,14 +43,19 @@ func (s *Store) Disable(ctx context.Context, r secrets.Ref, version string) erro
 				return false, err
 			}
 		}
+		if id := st.holder(Held); id != version {
+			s.drop(ctx, op, r, st, Held, id) // of a generation that is over
+		}
 		return true, s.move(ctx, op, r, labelPrevious, "", version)
 	})
 }
 
-// Enable implements [secrets.Disabler]. AWSPREVIOUS goes back only if nobody
-// has it: a version that was superseded once more since is NotFound. Retired
-// stays where it is: taken away here, it could be missing when a Disable at
-// the same time takes AWSPREVIOUS, and the version would have no label.
+// Enable implements [secrets.Disabler]. [Held] is put on the version, and then
+// AWSPREVIOUS back, only if nobody has it: a version that was superseded once
+// more since is NotFound. Retired stays where it is: taken away here, it could
+// be missing when a Disable at the same time takes AWSPREVIOUS, and the
+// version would have no label. So it is Held, and not Retired, that tells a
+// version which was enabled again from one whose Disable was interrupted.
 func (s *Store) Enable(ctx context.Context, r secrets.Ref, version string) error {
 	const op = "awssm: enable"
 	return s.relabel(ctx, op, r, func(ctx context.Context, st *state) (done bool, err error) {
@@ -61,6 +66,11 @@ func (s *Store) Enable(ctx context.Context, r secrets.Ref, version string) error
 			return false, fault.Newf(fault.NotFound, op, "no label of %s is on version %q; it was superseded or destroyed since, or the id is wrong", r, version)
 		case holder != "":
 			return false, fault.Newf(fault.NotFound, op, "version %s of %s was superseded since; AWSPREVIOUS is on version %s", version, r, holder)
+		}
+		if !st.has(version, Held) {
+			if err := s.move(ctx, op, r, Held, version, st.holder(Held)); err != nil {
+				return false, err
+			}
 		}
 		return true, s.move(ctx, op, r, labelPrevious, version, "")
 	})
@@ -78,11 +88,13 @@ func (s *Store) Destroy(ctx context.Context, r secrets.Ref, version string) erro
 		switch {
 		case st.has(version, labelCurrent), st.has(version, labelPending), st.has(version, labelPrevious):
 			return false, fault.Newf(fault.Conflict, op, "version %s of %s is not disabled; disable it first, and destroy it when nobody misses it", version, r)
-		case !st.has(version, Retired):
-			return true, nil
+		case st.has(version, Held):
+			return false, s.move(ctx, op, r, Held, "", version)
+		case st.has(version, Retired):
+			// Look once more: an Enable at the same time would have it readable.
+			return false, s.move(ctx, op, r, Retired, "", version)
 		}
-		// Look once more: an Enable at the same time would have it readable.
-		return false, s.move(ctx, op, r, Retired, "", version)
+		return true, nil
 	})
 }
 

@@ -1,11 +1,15 @@
 package awssm_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/awsfake"
@@ -73,7 +77,9 @@ func TestRequestsOfRetiring(t *testing.T) {
 		}
 		wantPrevious(t, s, r, first, false)
 	}
-	wantWrites(t, f, "UpdateSecretVersionStage VersionStage=AWSPREVIOUS MoveToVersionId="+first)
+	wantWrites(t, f,
+		"UpdateSecretVersionStage VersionStage=KEYTURNHELD MoveToVersionId="+first,
+		"UpdateSecretVersionStage VersionStage=AWSPREVIOUS MoveToVersionId="+first)
 	wantKind(t, "destroy of what is enabled", s.Destroy(ctx, r, first), fault.Conflict, "")
 	if err := s.Disable(ctx, r, first); err != nil {
 		t.Fatal(err)
@@ -92,7 +98,9 @@ func TestRequestsOfRetiring(t *testing.T) {
 		wantKind(t, "enable of what is destroyed", s.Enable(ctx, r, first), fault.NotFound, "")
 		wantKind(t, "disable of what is destroyed", s.Disable(ctx, r, first), fault.NotFound, "")
 	}
-	wantWrites(t, f, "UpdateSecretVersionStage VersionStage=KEYTURNRETIRED RemoveFromVersionId="+first)
+	wantWrites(t, f,
+		"UpdateSecretVersionStage VersionStage=KEYTURNHELD RemoveFromVersionId="+first,
+		"UpdateSecretVersionStage VersionStage=KEYTURNRETIRED RemoveFromVersionId="+first)
 	f.DeleteDeprecated(name)
 	if _, _, ok := f.Value(name, first); ok {
 		t.Error("the service kept a destroyed version")
@@ -130,6 +138,50 @@ func TestOnlySupersededVersionsAreDisabled(t *testing.T) {
 	wantWrites(t, f)
 }
 
+// An interrupted Disable is no reason to keep a version, an Enable is.
+func TestHeld(t *testing.T) {
+	f, s, r, first := open(t, nil)
+	ctx, second := t.Context(), rotate(t, s, r, "second")
+	held := func() bool {
+		t.Helper()
+		d, err := s.Describe(ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Holder(secrets.Previous).Held
+	}
+	f.FailNext("UpdateSecretVersionStage", "", "InternalServiceError")
+	if err := s.Disable(ctx, r, first); !fault.Is(err, fault.Unavailable) || len(f.Labels(name)[first]) != 2 {
+		t.Fatalf("disable that was interrupted: %v, labels %v", err, f.Labels(name))
+	}
+	if held() {
+		t.Error("a version is held by its interrupted disable")
+	}
+	wantPrevious(t, s, r, first, false)
+	if err := s.Enable(ctx, r, first); err != nil || held() {
+		t.Errorf("enable of what is not disabled: %v; want no change", err)
+	}
+	for range 2 {
+		if err := s.Disable(ctx, r, first); err != nil {
+			t.Fatal(err)
+		}
+		if held() {
+			t.Error("a disabled version is held")
+		}
+		if err := s.Enable(ctx, r, first); err != nil || !held() {
+			t.Errorf("enable: %v, held %t; want it held", err, held())
+		}
+	}
+	third := rotate(t, s, r, "third")
+	if held() {
+		t.Error("the next generation is held")
+	}
+	if err := s.Disable(ctx, r, second); err != nil {
+		t.Fatal(err)
+	}
+	wantLabels(t, f, map[string][]string{third: {"AWSCURRENT"}, second: {"KEYTURNRETIRED"}})
+}
+
 // Generations: what is disabled is superseded once more, and the next Disable
 // takes the label over.
 func TestDisabledVersionSuperseded(t *testing.T) {
@@ -147,9 +199,7 @@ func TestDisabledVersionSuperseded(t *testing.T) {
 	third := rotate(t, s, r, "third")
 	wantLabels(t, f, map[string][]string{third: {"AWSCURRENT"}, second: {"AWSPREVIOUS"}, first: {"KEYTURNRETIRED"}})
 	wantPrevious(t, s, r, second, false)
-	if err := s.Disable(ctx, r, first); err != nil {
-		t.Errorf("disable of what is disabled already: %v", err)
-	}
+	wantKind(t, "disable of what was superseded since", s.Disable(ctx, r, first), fault.NotFound, "")
 	wantKind(t, "enable of what was superseded since", s.Enable(ctx, r, first), fault.NotFound, "")
 	wantPrevious(t, s, r, second, false)
 	if err := s.Disable(ctx, r, second); err != nil {
@@ -216,7 +266,7 @@ func TestRetireIsACompareAndSwap(t *testing.T) {
 		"disable, promoted meanwhile": {
 			between: func(w world) error { rotate(t, w.s, w.r, "third"); return nil },
 			act:     func(w world, s *awssm.Store) error { return s.Disable(t.Context(), w.r, w.first) },
-			state:   "superseded", // nobody reads it by a stage
+			want:    fault.NotFound, state: "superseded",
 		},
 		"disable, disabled meanwhile": {
 			between: func(w world) error { return w.s.Disable(t.Context(), w.r, w.first) },
@@ -321,7 +371,7 @@ func TestDisableBesideEnable(t *testing.T) {
 func TestNoLabelLeft(t *testing.T) {
 	f, s, r, first := open(t, nil)
 	second := rotate(t, s, r, "second")
-	for i := range 18 {
+	for i := range 18 { // with AWSCURRENT and AWSPREVIOUS twenty
 		f.SetLabel(name, fmt.Sprintf("mine-%d", i), second)
 	}
 	wantKind(t, "disable", s.Disable(t.Context(), r, first), fault.Unavailable, fault.ClassQuota)
@@ -361,20 +411,70 @@ func TestActivated(t *testing.T) {
 	if promoted.Before(begun) || promoted.After(time.Now()) {
 		t.Errorf("activated at %s; want between %s and now", promoted, begun)
 	}
-	// Rolled back by hand after a rotation of the service: LastRotatedDate is
-	// later than the version, and too early.
-	begun = time.Now().Truncate(time.Millisecond)
-	f.SetLabel(name, "AWSPREVIOUS", token)
-	f.SetLabel(name, "AWSCURRENT", first)
-	if back := at(); back.Before(begun) {
-		t.Errorf("activated at %s; want not before %s", back, begun)
-	}
 	if later := at(); !later.Equal(at()) {
 		t.Error("looking changed when the version was activated")
 	}
+
+	// A rotation of the service: what is changed afterwards does not count.
+	const lambda = "arn:aws:lambda:us-east-1:111122223333:function:rotate"
+	f.RegisterLambda(lambda, func(ctx context.Context, payload []byte) error {
+		var e struct{ Step, ClientRequestToken string }
+		if err := json.Unmarshal(payload, &e); err != nil {
+			return err
+		}
+		var err error
+		switch e.Step {
+		case "createSecret":
+			_, err = s.PutPending(ctx, r, e.ClientRequestToken, str(e.ClientRequestToken))
+		case "finishSecret":
+			_, err = s.Promote(ctx, r, e.ClientRequestToken)
+		}
+		return err
+	})
+	begun = time.Now().Truncate(time.Millisecond)
+	if _, err := f.SecretsManager().RotateSecret(ctx, &secretsmanager.RotateSecretInput{SecretId: aws.String(name), RotationLambdaARN: aws.String(lambda)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.Wait(); got[0].Err != nil {
+		t.Fatal(got[0].Err)
+	}
+	driven := at()
+	if driven.Before(begun) || driven.After(time.Now()) {
+		t.Errorf("activated at %s; want between %s and now", driven, begun)
+	}
+	next := awsfake.Token()
+	f.StartRotation(name, next) // its label is a change
+	f.SetTags(name, map[string]string{"a": "b"})
+	if got := at(); !got.Equal(driven) {
+		t.Errorf("activated at %s, and at %s after a tag", driven, got)
+	}
+	// Without the permission it is the last change.
+	f.FailNext("ListSecretVersionIds", "AccessDeniedException")
+	if got := at(); got.Before(f.LastChanged(name).Truncate(time.Millisecond)) {
+		t.Errorf("activated at %s; want the last change", got)
+	}
+	// Whatever else makes a version current, it is never too early.
+	current := f.Holder(name, "AWSCURRENT")
+	for what, change := range map[string]func(){
+		"moved back by hand": func() { f.SetLabel(name, "AWSCURRENT", token); f.SetLabel(name, "AWSPREVIOUS", current) },
+		"previous removed":   func() { f.SetLabel(name, "AWSPREVIOUS", "") },
+		"moved far back":     func() { f.SetLabel(name, "AWSCURRENT", first); f.SetLabel(name, "AWSPREVIOUS", current) },
+		"written by hand": func() {
+			if _, err := f.SecretsManager().PutSecretValue(ctx, &secretsmanager.PutSecretValueInput{SecretId: aws.String(name), SecretString: aws.String("x")}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a rotation of ours": func() { f.SetLabel(name, "AWSPENDING", ""); rotate(t, s, r, "ours") },
+	} {
+		begun := time.Now().Truncate(time.Millisecond)
+		change()
+		if got := at(); got.Before(begun) {
+			t.Errorf("%s: activated at %s; want not before %s", what, got, begun)
+		}
+	}
 }
 
-// Each move of Retired is told on the bus, and none that an agent acts on.
+// Each move of a label of ours is told on the bus, and none that an agent acts on.
 func TestEventsOfRetiring(t *testing.T) {
 	f, s, r, first := open(t, nil)
 	ctx := t.Context()
@@ -391,12 +491,15 @@ func TestEventsOfRetiring(t *testing.T) {
 		}
 	}
 	got := f.Events("default")[before:]
-	if len(got) != 1 {
-		t.Fatalf("events %+v; want one", got)
+	want := []string{awssm.Retired, awssm.Held}
+	if len(got) != len(want) {
+		t.Fatalf("events %+v; want %v", got, want)
 	}
-	var detail map[string]string
-	if err := json.Unmarshal(got[0].Detail, &detail); err != nil || detail["labelUpdated"] != awssm.Retired || detail["versionId"] != first || got[0].DetailType != "Secret Label Updated" {
-		t.Errorf("event %+v, %s, %v", got[0], got[0].Detail, err)
+	for i, e := range got {
+		var detail map[string]string
+		if err := json.Unmarshal(e.Detail, &detail); err != nil || detail["labelUpdated"] != want[i] || detail["versionId"] != first || e.DetailType != "Secret Label Updated" {
+			t.Errorf("event %+v, %s, %v; want %s", e, e.Detail, err, want[i])
+		}
 	}
 }
 

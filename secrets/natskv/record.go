@@ -44,6 +44,7 @@ type sealed struct {
 type standing struct {
 	Activated time.Time `json:"activated,omitzero"` // of the current version
 	Disabled  bool      `json:"disabled,omitempty"` // of the previous version
+	Held      bool      `json:"held,omitempty"`     // of one that was enabled again
 }
 
 // at returns what holds stage, or nil.
@@ -94,6 +95,9 @@ func bind(r ref.Ref, stage secrets.Stage, v *sealed) []byte {
 	}
 	if v.Disabled {
 		parts = append(parts, "disabled")
+	}
+	if v.Held {
+		parts = append(parts, "held")
 	}
 	out := []byte("keyturn natskv 1")
 	for _, part := range parts {

@@ -35,7 +35,7 @@ func (s *Store) setDisabled(ctx context.Context, op string, r ref.Ref, version s
 		case rec.Previous.Disabled == disabled:
 			return false, nil
 		}
-		moved, err := s.keys.move(op, r, secrets.Previous, secrets.Previous, rec.Previous, standing{Disabled: disabled})
+		moved, err := s.keys.move(op, r, secrets.Previous, secrets.Previous, rec.Previous, standing{Disabled: disabled, Held: !disabled})
 		if err != nil {
 			return false, err
 		}

@@ -53,13 +53,16 @@ func TestRetire(t *testing.T) {
 		}
 	}
 	wantKind(t, "disable of an unknown version", s.Disable(ctx, r, "x"), fault.NotFound)
+	if err := s.Enable(ctx, r, old); err != nil || holder(t, s, r, secrets.Previous).Held {
+		t.Errorf("enable of what was never disabled: %v; expected no change", err)
+	}
 	wantKind(t, "destroy before disable", s.Destroy(ctx, r, old), fault.Conflict)
 	for range 2 {
 		for range 2 {
 			if err := s.Disable(ctx, r, old); err != nil {
 				t.Fatal(err)
 			}
-			if h := holder(t, b.open(t, b.keys, nil), r, secrets.Previous); h.ID != old || !h.Disabled {
+			if h := holder(t, b.open(t, b.keys, nil), r, secrets.Previous); h.ID != old || !h.Disabled || h.Held {
 				t.Errorf("described as %+v, expected %s disabled", h, old)
 			}
 			_, err := s.Get(ctx, r, secrets.Previous)
@@ -70,6 +73,9 @@ func TestRetire(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantValue(t, s, r, secrets.Previous, v0)
+			if h := holder(t, s, r, secrets.Previous); h.Disabled || !h.Held {
+				t.Errorf("described as %+v, expected held", h)
+			}
 		}
 	}
 	if err := s.Disable(ctx, r, old); err != nil {
@@ -170,6 +176,7 @@ func TestTamperedStanding(t *testing.T) {
 		tamper func(e *record)
 	}{
 		"enabled by hand":         {secrets.Previous, func(e *record) { e.Previous.Disabled = false }},
+		"held by hand":            {secrets.Previous, func(e *record) { e.Previous.Disabled, e.Previous.Held = false, true }},
 		"activated at other time": {secrets.Current, func(e *record) { e.Current.Activated = e.Current.Activated.Add(-time.Hour) }},
 		"activated never":         {secrets.Current, func(e *record) { e.Current.Activated = time.Time{} }},
 		"previous activated":      {secrets.Previous, func(e *record) { e.Previous.Disabled, e.Previous.Activated = false, time.Now() }},
@@ -246,7 +253,10 @@ func TestDisableBesidePromotions(t *testing.T) {
 		token := fmt.Sprintf("rotation-%d", i)
 		// Others write all the time: a Conflict of concurrency is repeated.
 		for _, act := range []func() error{
-			func() error { _, err := b.seeds.PutPending(t.Context(), r, token, secrets.NewString(token)); return err },
+			func() error {
+				_, err := b.seeds.PutPending(t.Context(), r, token, secrets.NewString(token))
+				return err
+			},
 			func() error { _, err := b.seeds.Promote(t.Context(), r, token); return err },
 		} {
 			err := act()

@@ -147,7 +147,7 @@ func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, 
 	for _, stage := range []secrets.Stage{secrets.Current, secrets.Pending, secrets.Previous} {
 		if v := rec.at(stage); v != nil {
 			d.Versions = append(d.Versions, secrets.VersionInfo{
-				ID: v.ID, Token: v.Token, Stages: []secrets.Stage{stage}, Created: v.Created, Activated: v.Activated, Disabled: v.Disabled,
+				ID: v.ID, Token: v.Token, Stages: []secrets.Stage{stage}, Created: v.Created, Activated: v.Activated, Disabled: v.Disabled, Held: v.Held,
 			})
 		}
 	}
