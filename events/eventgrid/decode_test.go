@@ -311,3 +311,29 @@ func TestDecodeNeverEchoes(t *testing.T) {
 }
 
 func decode(body []byte) ([]events.Event, error) { return Decode(body, received) }
+
+// The host of Azure Functions wraps an event once more, as JSON or as text.
+func TestDecodeTrigger(t *testing.T) {
+	event := cloud("SecretNearExpiry", of(url, `,"EXP":1782900000`))
+	want, err := Decode([]byte(event), received)
+	if err != nil || len(want) != 1 {
+		t.Fatalf("%v, %v", want, err)
+	}
+	text, err := json.Marshal(event)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{"JSON": event, "text": string(text), "array": "[" + event + "]"} {
+		got, err := DecodeTrigger([]byte(`{"Data":{"event":`+data+`},"Metadata":{"sys":{"MethodName":"rotate"}}}`), received)
+		if err != nil || len(got) != 1 || got[0] != want[0] {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	for _, body := range []string{
+		"", "null", "[]", event, `{"Data":{}}`, `{"Data":{"a":` + event + `,"b":{}}}`, `{"Data":"x"}`, `{"Data":{"event":null}}`, `{"Data":{"event":"not JSON"}}`, `{"Data":{"timer":{"IsPastDue":false}}}`,
+	} {
+		if es, err := DecodeTrigger([]byte(body), received); !fault.Is(err, fault.Invalid) || len(es) > 0 {
+			t.Errorf("%.40s: %v, %v; expected Invalid", body, es, err)
+		}
+	}
+}

@@ -123,6 +123,15 @@ func (d Decoder) DecodeEventarc(header func(string) string, body []byte, receive
 	return d.Decode(m, received)
 }
 
+// DecodeRequest is [ParseRequest] and [Decoder.Decode].
+func (d Decoder) DecodeRequest(header func(string) string, body []byte, received time.Time) ([]events.Event, error) {
+	m, err := ParseRequest(header, body)
+	if err != nil {
+		return nil, err
+	}
+	return d.Decode(m, received)
+}
+
 // changes says what each type of message means.
 var changes = map[string]struct {
 	typ events.Type

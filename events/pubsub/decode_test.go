@@ -226,15 +226,23 @@ func TestEveryWayIn(t *testing.T) {
 	h.Set("x-goog-pubsub-publish-time", m.Published.Format(time.RFC3339Nano))
 	got, err = d.DecodeUnwrapped(h.Get, m.Data, received)
 	same("unwrapped", got, err)
+	got, err = d.DecodeRequest(h.Get, m.Data, received)
+	same("a request, unwrapped", got, err)
 
 	ce := http.Header{}
 	ce.Set("ce-type", "google.cloud.pubsub.topic.v1.messagePublished")
 	got, err = d.DecodeEventarc(ce.Get, body, received)
 	same("Eventarc, binary", got, err)
+	got, err = d.DecodeRequest(ce.Get, body, received)
+	same("a request of Eventarc, binary", got, err)
 	none := http.Header{}.Get
+	got, err = d.DecodeRequest(none, body, received)
+	same("a request, wrapped", got, err)
 	structured := fmt.Sprintf(`{"specversion":"1.0","id":"1","source":"//pubsub.googleapis.com/projects/p/topics/t","type":"google.cloud.pubsub.topic.v1.messagePublished","datacontenttype":"application/json","data":%s}`, body)
 	got, err = d.DecodeEventarc(none, []byte(structured), received)
 	same("Eventarc, structured", got, err)
+	got, err = d.DecodeRequest(http.Header{"Content-Type": {"application/cloudevents+json; charset=utf-8"}}.Get, []byte(structured), received)
+	same("a request of Eventarc, structured", got, err)
 	based := fmt.Sprintf(`{"specversion":"1.0","type":"google.cloud.pubsub.topic.v1.messagePublished","data_base64":%q}`, base64.StdEncoding.EncodeToString(body))
 	got, err = d.DecodeEventarc(none, []byte(based), received)
 	same("Eventarc, base64", got, err)

@@ -144,3 +144,16 @@ func firstOf(ss ...string) string {
 	}
 	return ""
 }
+
+// ParseRequest reads a request that may be any of the three kinds of push: a
+// CloudEvent of Eventarc, a message that is not wrapped, or one that is. Errors
+// are those of the kind that it is.
+func ParseRequest(header func(string) string, body []byte) (Message, error) {
+	switch {
+	case header("ce-type") != "" || strings.HasPrefix(header("Content-Type"), "application/cloudevents"):
+		return ParseEventarc(header, body)
+	case header(attrType) != "":
+		return ParseUnwrapped(header, body)
+	}
+	return ParsePush(body)
+}

@@ -140,6 +140,20 @@ func (p *Parser) Duration(name string, otherwise time.Duration) time.Duration {
 	return d
 }
 
+// Pairs reads pairs such as a=b,c=d.
+func (p *Parser) Pairs(name string) map[string]string {
+	out := map[string]string{}
+	for _, s := range strings.FieldsFunc(p.Get(name), func(r rune) bool { return r == ',' || r == ' ' }) {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || k == "" || v == "" {
+			p.Bad(name, "found %q; expected pairs such as a=b,c=d", s)
+			continue
+		}
+		out[k] = v
+	}
+	return out
+}
+
 // Policy reads the variables of the samples for passwords. A policy that
 // cannot be met is found now, not in the first rotation.
 func (p *Parser) Policy() rotators.PasswordPolicy {

@@ -49,11 +49,16 @@ func (h *Handler) Invoke(ctx context.Context, payload []byte) ([]byte, error) {
 	if err == nil {
 		return []byte("null"), nil
 	}
+	return nil, lambdaError(err)
+}
+
+// lambdaError is err in the form that Lambda reports.
+func lambdaError(err error) error {
 	typ := "keyturn." + fault.KindOf(err).String()
 	if c := fault.ClassOf(err); c != "" {
 		typ += "." + string(c)
 	}
-	return nil, messages.InvokeResponse_Error{Message: err.Error(), Type: typ, ShouldExit: errors.Is(err, errPanic)}
+	return messages.InvokeResponse_Error{Message: err.Error(), Type: typ, ShouldExit: errors.Is(err, errPanic)}
 }
 
 // errPanic marks the error of a step that panicked: the process is not to be
@@ -70,13 +75,7 @@ func (h *Handler) Step(ctx context.Context, payload []byte) (err error) {
 		h.log.ErrorContext(ctx, "bad event", "err", err)
 		return err
 	}
-	defer func() {
-		if v := recover(); v != nil {
-			// The panic's own text may quote what was being worked on.
-			h.log.ErrorContext(ctx, "panic", "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
-			err = fault.New(fault.Unknown, "rotate", fmt.Errorf("%w of type %T in %s; this is a defect, please report it with the log", errPanic, v, id))
-		}
-	}()
+	defer recovered(ctx, h.log, id.String(), &err)
 	if d, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, d.Add(-answerTime))
@@ -85,4 +84,13 @@ func (h *Handler) Step(ctx context.Context, payload []byte) (err error) {
 	// By its ARN, since the secret may belong to another account.
 	ctx = awssm.WithRotationToken(awssm.WithARN(ctx, e.SecretId), e.RotationToken)
 	return h.runner.Step(ctx, id, e.ClientRequestToken, e.Step)
+}
+
+// recovered is deferred: it makes an error of a panic at work on what.
+func recovered(ctx context.Context, log *slog.Logger, what string, err *error) {
+	if v := recover(); v != nil {
+		// The panic's own text may quote what was being worked on.
+		log.ErrorContext(ctx, "panic", "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+		*err = fault.New(fault.Unknown, "function", fmt.Errorf("%w of type %T in %s; this is a defect, please report it with the log", errPanic, v, what))
+	}
 }

@@ -40,16 +40,32 @@ const (
 	callTimeout = 10 * time.Second
 )
 
+// logger returns the Logger, also of no Options.
+func (o *Options) logger() *slog.Logger {
+	if o == nil || o.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return o.Logger
+}
+
 // New makes the clients and returns the Handler. It is called once per cold
 // start and makes no call itself. opts may be nil. Errors are of kind Invalid.
 func New(ctx context.Context, env Env, opts *Options) (*Handler, error) {
+	runner, err := newRunner(ctx, env, opts, func(o *rotators.Options, s *byStrategy) rotators.Rotator { return s })
+	if err != nil {
+		return nil, err
+	}
+	return &Handler{runner: runner, log: opts.logger()}, nil
+}
+
+// newRunner makes the clients and the runner. with has the last word on the
+// runner's options, and says which rotator it has.
+func newRunner(ctx context.Context, env Env, opts *Options, with func(*rotators.Options, *byStrategy) rotators.Rotator) (*rotators.Runner, error) {
 	var o Options
 	if opts != nil {
 		o = *opts
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = opts.logger()
 	for _, name := range env.Unknown {
 		o.Logger.WarnContext(ctx, "environment variable means nothing to this function", "name", name, "expected", env.Known)
 	}
@@ -91,5 +107,6 @@ func New(ctx context.Context, env Env, opts *Options) (*Handler, error) {
 	if env.EventBus != "" {
 		ro.Publisher = putevents.New(awseventbridge.NewFromConfig(*o.AWS), env.EventBus, eventbridge.Entry)
 	}
-	return &Handler{runner: rotators.NewRunner(store, rotator, &ro), log: o.Logger}, nil
+	r := with(&ro, rotator)
+	return rotators.NewRunner(store, r, &ro), nil
 }
