@@ -22,6 +22,7 @@ const (
 //	POST   /v1/projects/{project}/keys       {"name": N}: 201 with id, name, created_at and key
 //	GET    /v1/projects/{project}/keys       ?prefix=&after=&limit=: 200 {"data": [...], "has_more": B, "last_id": ID}
 //	DELETE /v1/projects/{project}/keys/{id}  204, or 404 if there is none
+//	POST   /v1/projects/{project}/keys/{id}/disable  204, or 404 if there is none; enable undoes it
 //	GET    /v1/verify                        200 with the key's id, project and name
 //	POST   /v1/chat/completions              200 with an answer
 //
@@ -52,7 +53,20 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fail(w, http.StatusMethodNotAllowed, "method", "expected DELETE")
 			return
 		}
-		i.revoke(w, parts[2], parts[4])
+		i.change(w, parts[2], parts[4], i.Revoke)
+	case len(parts) == 6 && parts[0] == "v1" && parts[1] == "projects" && parts[3] == "keys" && (parts[5] == "disable" || parts[5] == "enable"):
+		if !i.admitAdmin(w, r) {
+			return
+		}
+		if r.Method != http.MethodPost {
+			fail(w, http.StatusMethodNotAllowed, "method", "expected POST")
+			return
+		}
+		f := i.Disable
+		if parts[5] == "enable" {
+			f = i.Enable
+		}
+		i.change(w, parts[2], parts[4], f)
 	case r.URL.Path == "/v1/verify":
 		if k, ok := i.admitKey(w, r); ok {
 			reply(w, http.StatusOK, k)
@@ -149,8 +163,9 @@ func (i *Issuer) list(w http.ResponseWriter, r *http.Request, project string) {
 	reply(w, http.StatusOK, out)
 }
 
-func (i *Issuer) revoke(w http.ResponseWriter, project, id string) {
-	ok, err := i.Revoke(project, id)
+// change makes one change to a key.
+func (i *Issuer) change(w http.ResponseWriter, project, id string, f func(project, id string) (bool, error)) {
+	ok, err := f(project, id)
 	switch {
 	case err != nil:
 		failWith(w, err)

@@ -1,6 +1,7 @@
 // Package keyissuer is a small issuer of API keys, as providers of language
 // models have one, for keyturn dev and for tests: an administrator makes,
-// lists and revokes the keys of a project, and a caller uses one. It speaks
+// lists, disables, enables and revokes the keys of a project, and a caller
+// uses one. It speaks
 // HTTP and keeps state; it is nobody's production issuer.
 //
 // A key is shown once, when it is made. What is kept, in memory and in the
@@ -46,6 +47,9 @@ type Key struct {
 	Created time.Time `json:"created_at"`
 	// Hint is the end of the key, for people who compare.
 	Hint string `json:"hint"`
+	// Disabled says that the key is refused until it is enabled. It is not
+	// live: it does not count against the limit.
+	Disabled bool `json:"disabled,omitempty"`
 }
 
 // record is one key as the file keeps it.
@@ -132,14 +136,8 @@ func (i *Issuer) Create(project, name string) (k Key, secret string, err error) 
 
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	live := 0
-	for _, r := range i.keys {
-		if r.Project == project {
-			live++
-		}
-	}
-	if live >= i.opts.MaxKeys {
-		return Key{}, "", &fault.Error{Kind: fault.Unavailable, Class: fault.ClassQuota, Op: "create key", Msg: "the project has as many keys as it may; revoke one first"}
+	if err := i.room(project, "create key"); err != nil {
+		return Key{}, "", err
 	}
 	k = Key{
 		ID: "key_" + hex.EncodeToString(id[:]), Project: project, Name: name,
@@ -151,19 +149,66 @@ func (i *Issuer) Create(project, name string) (k Key, secret string, err error) 
 	return k, secret, nil
 }
 
+// room says whether the project may have another live key.
+func (i *Issuer) room(project, op string) error {
+	live := 0
+	for _, r := range i.keys {
+		if r.Project == project && !r.Disabled {
+			live++
+		}
+	}
+	if live >= i.opts.MaxKeys {
+		return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassQuota, Op: op, Msg: "the project has as many live keys as it may; disable or revoke one first"}
+	}
+	return nil
+}
+
+// Disable has a key refused until [Issuer.Enable]. It reports false if there
+// is none; one that is disabled already is success.
+func (i *Issuer) Disable(project, id string) (bool, error) { return i.turn(project, id, true) }
+
+// Enable undoes Disable. It reports false if there is no such key. The error
+// is Unavailable with ClassQuota when the project is full.
+func (i *Issuer) Enable(project, id string) (bool, error) { return i.turn(project, id, false) }
+
+func (i *Issuer) turn(project, id string, disabled bool) (bool, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	at := i.index(project, id)
+	if at < 0 {
+		return false, nil
+	}
+	if i.keys[at].Disabled == disabled {
+		return true, nil
+	}
+	if !disabled {
+		if err := i.room(project, "enable key"); err != nil {
+			return true, err
+		}
+	}
+	recs := slices.Clone(i.keys)
+	recs[at].Disabled = disabled
+	return true, i.commit(recs)
+}
+
+// index finds a key of a project, or returns -1.
+func (i *Issuer) index(project, id string) int {
+	return slices.IndexFunc(i.keys, func(r record) bool { return r.ID == id && r.Project == project })
+}
+
 // Revoke ends a key at once. It reports false if there is none.
 func (i *Issuer) Revoke(project, id string) (bool, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	at := slices.IndexFunc(i.keys, func(r record) bool { return r.ID == id && r.Project == project })
+	at := i.index(project, id)
 	if at < 0 {
 		return false, nil
 	}
 	return true, i.commit(slices.Delete(slices.Clone(i.keys), at, at+1))
 }
 
-// Keys returns the live keys of a project whose names begin with prefix,
-// oldest first.
+// Keys returns the keys of a project whose names begin with prefix, those that
+// are disabled too, oldest first.
 func (i *Issuer) Keys(project, prefix string) []Key {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -176,7 +221,7 @@ func (i *Issuer) Keys(project, prefix string) []Key {
 	return out
 }
 
-// Verify returns the key that secret is.
+// Verify returns the key that secret is, if it is not disabled.
 func (i *Issuer) Verify(secret string) (Key, bool) {
 	digest := sha256.Sum256([]byte(secret))
 	i.mu.Lock()
@@ -186,6 +231,9 @@ func (i *Issuer) Verify(secret string) (Key, bool) {
 		return Key{}, false
 	}
 	at := slices.IndexFunc(i.keys, func(r record) bool { return r.ID == id })
+	if i.keys[at].Disabled {
+		return Key{}, false
+	}
 	return i.keys[at].Key, true
 }
 

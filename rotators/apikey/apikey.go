@@ -9,8 +9,9 @@
 //	adminarn  the secret that holds the administrator's credential
 //
 // Create makes a key, which signs in at once; Set has nothing to change; Test
-// uses the new key; Retire revokes the old one. So two keys are alive from
-// one rotation to the next, and the issuer must allow two.
+// uses the new key; Retire revokes the old one, or disables it where the
+// issuer can do that and undo it. So two keys are alive from one rotation to
+// the next, and the issuer must allow two.
 //
 // An issuer shows a key once. A create whose answer or whose process is lost
 // leaves a live key that nobody knows: an orphan. Each key is therefore named
@@ -39,8 +40,11 @@ import (
 )
 
 var (
-	_ rotators.Rotator = (*rotator)(nil)
-	_ rotators.Retirer = (*rotator)(nil)
+	_ rotators.Rotator      = (*rotator)(nil)
+	_ rotators.Retirer      = (*rotator)(nil)
+	_ rotators.Verifier     = (*rotator)(nil)
+	_ rotators.DryRunner    = (*rotator)(nil)
+	_ rotators.OrphanFinder = finder{}
 )
 
 // Options of the rotator. The zero value of each field but Admin means its
@@ -69,22 +73,27 @@ type Options struct {
 const defaultOrphanAge = 5 * time.Minute
 
 type rotator struct {
-	cfg                          Config
-	opts                         Options
-	create, verify, revoke, list *call // list may be nil
-	at                           pointers
-	client                       *http.Client
-	now                          func() time.Time
+	cfg                    Config
+	opts                   Options
+	create, verify, revoke *call
+	list, disable, enable  *call // may be nil
+	at                     pointers
+	client                 *http.Client
+	now                    func() time.Time
 }
 
 // pointers are where things are in answers and in the admin's secret.
 type pointers struct {
-	adminKey                                         pointer // nil: the whole secret
-	key, id                                          pointer
-	items, listID, listName, listCreated, next, more pointer
+	adminKey                                    pointer // nil: the whole secret
+	key, id                                     pointer
+	items, next, more                           pointer
+	listID, listName, listCreated, listDisabled pointer // in an item
 }
 
-// New returns the rotator for one issuer. Errors are of kind Invalid and say
+// New returns the rotator for one issuer, which is a [rotators.Retirer],
+// [rotators.Verifier] and [rotators.DryRunner]; with a list request it is a
+// [rotators.OrphanFinder], and with requests to disable and enable a
+// [rotators.Restorer] and a [Destroyer]. Errors are of kind Invalid and say
 // what is wrong with c: every template is tried with made-up values.
 func New(c Config, opts *Options) (rotators.Rotator, error) {
 	c, err := c.resolve()
@@ -119,7 +128,28 @@ func New(c Config, opts *Options) (rotators.Rotator, error) {
 	if err := r.compile(); err != nil {
 		return nil, err
 	}
-	return r, r.point()
+	if err := r.point(); err != nil {
+		return nil, err
+	}
+	switch {
+	case r.list != nil && r.disable != nil:
+		return struct {
+			*rotator
+			finder
+			switcher
+		}{r, finder{r}, switcher{r}}, nil
+	case r.list != nil:
+		return struct {
+			*rotator
+			finder
+		}{r, finder{r}}, nil
+	case r.disable != nil:
+		return struct {
+			*rotator
+			switcher
+		}{r, switcher{r}}, nil
+	}
+	return r, nil
 }
 
 func (r *rotator) compile() (err error) {
@@ -133,6 +163,14 @@ func (r *rotator) compile() (err error) {
 	}
 	if r.revoke, err = compile("revoke", c.Revoke, c, adminField, "ID"); err != nil {
 		return err
+	}
+	if c.Disable != nil {
+		if r.disable, err = compile("disable", *c.Disable, c, adminField, "ID"); err != nil {
+			return err
+		}
+		if r.enable, err = compile("enable", *c.Enable, c, adminField, "ID"); err != nil {
+			return err
+		}
 	}
 	if c.List == nil {
 		return nil
@@ -151,7 +189,8 @@ func (r *rotator) point() error {
 		texts[&at.adminKey] = c.AdminKey
 	}
 	if l := c.List; l != nil {
-		texts[&at.items], texts[&at.listID], texts[&at.listName], texts[&at.listCreated] = l.Items, l.ID, l.Name, l.Created
+		texts[&at.items], texts[&at.listID], texts[&at.listName] = l.Items, l.ID, l.Name
+		texts[&at.listCreated], texts[&at.listDisabled] = l.Created, l.Disabled
 		if l.Next != "" {
 			texts[&at.next] = l.Next
 		}
@@ -216,48 +255,6 @@ func (r *rotator) Test(ctx context.Context, c rotators.Change) error {
 		return err
 	}
 	_, err = r.do(ctx, r.verify, data{keyField: pend.key, "ID": pend.id})
-	return err
-}
-
-// Retire implements [rotators.Retirer]. The key of current or pending is never
-// revoked, even if old is another value that names it too.
-func (r *rotator) Retire(ctx context.Context, c rotators.Change, old secrets.Value) error {
-	cur, err := parse("retire", "current", c.Current)
-	if err != nil {
-		return err
-	}
-	gone, err := parse("retire", "the superseded value", old)
-	if err != nil {
-		// There is nothing to revoke it by, now or later.
-		r.opts.Logger.WarnContext(ctx, "the superseded value names no key; revoke it by hand", "secret", c.Ref.String(), "err", err)
-		return nil
-	}
-	if gone.is(cur) {
-		return nil
-	}
-	if !c.Pending.IsZero() {
-		pend, err := parse("retire", "pending", c.Pending)
-		if err != nil {
-			return err
-		}
-		if gone.is(pend) {
-			return nil
-		}
-	}
-	admin, err := r.admin(ctx, cur)
-	if err != nil {
-		return err
-	}
-	// Before old, from whose age the orphans are known.
-	if err := r.sweepBetween(ctx, admin, c, gone, cur); err != nil {
-		return err
-	}
-	return r.revokeID(ctx, admin, gone.id)
-}
-
-// revokeID revokes a key; one that is gone is success.
-func (r *rotator) revokeID(ctx context.Context, admin, id string) error {
-	_, err := r.do(ctx, r.revoke, data{adminField: admin, "ID": id})
 	return err
 }
 

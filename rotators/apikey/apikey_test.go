@@ -143,7 +143,14 @@ func (tg *target) SignIn(ctx context.Context, v secrets.Value) error {
 	return fault.Newf(fault.Unknown, "sign in", "answered %d", resp.StatusCode)
 }
 
-func (tg *target) Live(*testing.T) int { return len(tg.issuer.Keys("acme", "")) }
+func (tg *target) Live(*testing.T) (n int) {
+	for _, k := range tg.issuer.Keys("acme", "") {
+		if !k.Disabled {
+			n++
+		}
+	}
+	return n
+}
 
 func (tg *target) Foreign(t *testing.T, v secrets.Value) secrets.Value {
 	d := read(t, v)
@@ -177,14 +184,32 @@ func mustRef(t testing.TB) ref.Ref {
 
 var traits = rotatortest.Traits{CurrentSurvivesSet: true, Issues: true}
 
+// Superseded keys are revoked, or disabled where the issuer can do that.
+var ways = map[string]func(func(*testing.T) rotatortest.Target) func(*testing.T) rotatortest.Target{
+	"Revoke": func(f func(*testing.T) rotatortest.Target) func(*testing.T) rotatortest.Target { return f },
+	"Disable": func(f func(*testing.T) rotatortest.Target) func(*testing.T) rotatortest.Target {
+		return func(t *testing.T) rotatortest.Target {
+			tg := f(t).(*target)
+			tg.config = disabling
+			return tg
+		}
+	},
+}
+
 func TestSuite(t *testing.T) {
-	rotatortest.Run(t, newTarget(0, 0), traits, newStore)
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) { rotatortest.Run(t, way(newTarget(0, 0)), traits, newStore) })
+	}
 }
 
 // An issuer with two slots is enough, even after a crash at any point.
 func TestCrash(t *testing.T) {
-	if n := rotatortest.Crash(t, newTarget(time.Nanosecond, 2), traits, newStore); n < 200 {
-		t.Errorf("%d crash points; want at least 200", n)
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			if n := rotatortest.Crash(t, way(newTarget(time.Nanosecond, 2)), traits, newStore); n < 200 {
+				t.Errorf("%d crash points; want at least 200", n)
+			}
+		})
 	}
 }
 
@@ -386,7 +411,7 @@ func TestKeepPrevious(t *testing.T) {
 	if n := tg.Live(t); n != 5 {
 		t.Errorf("%d keys are alive; want all 5", n)
 	}
-	if err := rotators.NewRunner(s, tg.Rotator(t, nil), nil).Retire(t.Context(), id); err != nil {
+	if _, err := rotators.NewRunner(s, tg.Rotator(t, nil), nil).Retire(t.Context(), id, true); err != nil {
 		t.Fatal(err)
 	}
 	if n := tg.Live(t); n != 4 {

@@ -19,9 +19,9 @@ import (
 // use:
 //
 //	.Vars.NAME  a constant of Vars, anywhere
-//	.Admin      the administrator's credential: headers and bodies of create, list and revoke
+//	.Admin      the administrator's credential: headers and bodies of all but verify
 //	.Name       the name that tags the new key: create
-//	.ID         the id of the key: revoke, verify
+//	.ID         the id of the key: revoke, disable, enable, verify
 //	.Key        the key: headers and body of verify
 //	.Cursor     where the next page begins, "" for the first: list
 //
@@ -47,6 +47,12 @@ type Config struct {
 	Create CreateRequest `json:"create,omitzero"`
 	Verify Request       `json:"verify,omitzero"`
 	Revoke Request       `json:"revoke,omitzero"`
+	// Disable and Enable, both or neither, turn a key off and on again. With
+	// them a superseded key is disabled and can be restored; without them it
+	// is revoked. A disabled key stays at the issuer, and may count against
+	// its limits, until it is destroyed.
+	Disable *Request `json:"disable,omitempty"`
+	Enable  *Request `json:"enable,omitempty"`
 	// List is needed to find the keys that an interrupted create left; without
 	// it they stay alive until somebody revokes them by hand.
 	List *ListRequest `json:"list,omitempty"`
@@ -54,8 +60,8 @@ type Config struct {
 
 // A Request is one call to the issuer.
 type Request struct {
-	// Method is POST for create, DELETE for revoke and GET for the others by
-	// default.
+	// Method is by default POST for create, disable and enable, DELETE for
+	// revoke and GET for the others.
 	Method string `json:"method,omitempty"`
 	// URL begins with https:// and a literal host; http is for loopback.
 	URL string `json:"url,omitempty"`
@@ -65,10 +71,11 @@ type Request struct {
 	Headers map[string]string `json:"headers,omitempty"`
 	Body    string            `json:"body,omitempty"`
 	// Expect lists the statuses that mean success. By default 200 and 201 for
-	// create, 200, 202 and 204 for revoke, 200 for the others.
+	// create, 200, 202 and 204 for revoke, disable and enable, 200 for the
+	// others.
 	Expect []int `json:"expect,omitempty"`
-	// Gone lists, for revoke, those that say that there is no such key. By
-	// default 404 and 410.
+	// Gone lists, for revoke, disable and enable, those that say that there is
+	// no such key. By default 404 and 410.
 	Gone []int `json:"gone,omitempty"`
 }
 
@@ -84,13 +91,16 @@ type CreateRequest struct {
 // A ListRequest lists all live keys, those that it did not make too.
 type ListRequest struct {
 	Request
-	// Items points to the array in the answer, "/data" by default; ID, Name
-	// and Created point into each item, "/id", "/name" and "/created_at" by
-	// default. Created is a time of RFC 3339 or seconds since 1970.
-	Items   string `json:"items,omitempty"`
-	ID      string `json:"id,omitempty"`
-	Name    string `json:"name,omitempty"`
-	Created string `json:"created,omitempty"`
+	// Items points to the array in the answer, "/data" by default; ID, Name,
+	// Created and Disabled point into each item, "/id", "/name",
+	// "/created_at" and "/disabled" by default. Created is a time of RFC 3339
+	// or seconds since 1970. Disabled is true for a key that is disabled, which
+	// is never taken for an orphan.
+	Items    string `json:"items,omitempty"`
+	ID       string `json:"id,omitempty"`
+	Name     string `json:"name,omitempty"`
+	Created  string `json:"created,omitempty"`
+	Disabled string `json:"disabled,omitempty"`
 	// Next points to the cursor of the next page. By default there are no
 	// pages. More, if given, points to the boolean that says whether another
 	// page follows; without it one does as long as Next is there.
@@ -132,9 +142,13 @@ func (c Config) resolve() (Config, error) {
 	or(&c.Create.Key, "/key")
 	or(&c.Create.ID, "/id")
 	c.Verify = c.Verify.with(http.MethodGet, http.StatusOK)
-	c.Revoke = c.Revoke.with(http.MethodDelete, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
-	if c.Revoke.Gone == nil {
-		c.Revoke.Gone = []int{http.StatusNotFound, http.StatusGone}
+	c.Revoke = c.Revoke.ofKey(http.MethodDelete)
+	if (c.Disable == nil) != (c.Enable == nil) {
+		return Config{}, fault.Newf(fault.Invalid, "apikey configuration", "one of disable and enable; give both, or neither")
+	}
+	if c.Disable != nil {
+		d, e := c.Disable.ofKey(http.MethodPost), c.Enable.ofKey(http.MethodPost)
+		c.Disable, c.Enable = &d, &e
 	}
 	if c.List != nil {
 		l := *c.List
@@ -143,9 +157,19 @@ func (c Config) resolve() (Config, error) {
 		or(&l.ID, "/id")
 		or(&l.Name, "/name")
 		or(&l.Created, "/created_at")
+		or(&l.Disabled, "/disabled")
 		c.List = &l
 	}
 	return c, nil
+}
+
+// ofKey is with for a request about one key, which may be gone.
+func (r Request) ofKey(method string) Request {
+	r = r.with(method, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+	if r.Gone == nil {
+		r.Gone = []int{http.StatusNotFound, http.StatusGone}
+	}
+	return r
 }
 
 func or(s *string, def string) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,9 +52,19 @@ func TestBadConfigs(t *testing.T) {
 		"pointer without slash":     {func(c *apikey.Config) { c.Create.Key = "key" }, "does not begin with /"},
 		"pointer with a lone tilde": {func(c *apikey.Config) { c.Create.ID = "/a~2" }, "~"},
 		"define":                    {func(c *apikey.Config) { c.Create.Body = `{{define "x"}}1{{end}}{"name": {{.Name}}}` }, "define"},
-		"unknown preset":            {func(c *apikey.Config) { *c = apikey.Config{Preset: "nobody"} }, "openai"},
-		"preset without vars":       {func(c *apikey.Config) { *c = apikey.Config{Preset: "openai"} }, "vars.project"},
-		"preset and requests":       {func(c *apikey.Config) { c.Preset = "openai" }, "one or the other"},
+		"disable alone":             {func(c *apikey.Config) { c.Disable = &apikey.Request{URL: "https://issuer.example/x"} }, "both"},
+		"enable alone":              {func(c *apikey.Config) { c.Enable = &apikey.Request{URL: "https://issuer.example/x"} }, "both"},
+		"key in disable": {func(c *apikey.Config) {
+			c.Disable = &apikey.Request{URL: "https://issuer.example/x", Body: `{"k": {{.Key}}}`}
+			c.Enable = &apikey.Request{URL: "https://issuer.example/x"}
+		}, "disable"},
+		"enable without a URL": {func(c *apikey.Config) {
+			c.Disable, c.Enable = &apikey.Request{URL: "https://issuer.example/x"}, &apikey.Request{}
+		}, "enable: url"},
+		"unknown preset":      {func(c *apikey.Config) { *c = apikey.Config{Preset: "nobody"} }, "openai"},
+		"preset without vars": {func(c *apikey.Config) { *c = apikey.Config{Preset: "openai"} }, "vars.project"},
+		"preset and disable":  {func(c *apikey.Config) { *c = apikey.Config{Preset: "openrouter", Disable: &apikey.Request{}} }, "one or the other"},
+		"preset and requests": {func(c *apikey.Config) { c.Preset = "openai" }, "one or the other"},
 	} {
 		cfg := config("https://issuer.example")
 		c.edit(&cfg)
@@ -78,7 +89,7 @@ func TestBadConfigs(t *testing.T) {
 }
 
 func TestParseConfig(t *testing.T) {
-	want := config("https://issuer.example")
+	want := disabling("https://issuer.example")
 	b, err := json.Marshal(want)
 	if err != nil {
 		t.Fatal(err)
@@ -177,5 +188,96 @@ func TestOpenAIPreset(t *testing.T) {
 	}
 	if len(o.keys) != 2 || strings.Contains(fmt.Sprint(o.keys), "key_0") {
 		t.Errorf("%d keys are alive after three rotations; want current and previous", len(o.keys))
+	}
+}
+
+// openRouter answers as the documentation of the API shows, with state.
+type openRouter struct {
+	t    *testing.T
+	keys []map[string]any
+}
+
+func (o *openRouter) RoundTrip(r *http.Request) (*http.Response, error) {
+	status, body := 200, any(nil)
+	const keys = "/api/v1/keys"
+	auth := r.Header.Get("Authorization")
+	at := slices.IndexFunc(o.keys, func(k map[string]any) bool { return r.URL.Path == keys+"/"+k["hash"].(string) })
+	var in struct {
+		Name     string
+		Disabled *bool
+	}
+	if r.Method == http.MethodPost || r.Method == http.MethodPatch {
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.Header.Get("Content-Type") != "application/json" {
+			o.t.Errorf("%s: the body is not JSON: %v", r.Method, err)
+		}
+	}
+	switch {
+	case r.URL.Path == "/api/v1/key":
+		status = 401
+		for _, k := range o.keys {
+			if auth == "Bearer sk-or-"+k["hash"].(string) && k["disabled"] == false {
+				status, body = 200, map[string]any{"data": map[string]any{"label": "sk-or-..."}}
+			}
+		}
+	case auth != "Bearer admin-key":
+		status = 401
+	case r.Method == http.MethodPost && r.URL.Path == keys:
+		n := len(o.keys)
+		k := map[string]any{"hash": fmt.Sprintf("hash%d", n), "name": in.Name, "disabled": false, "created_at": fmt.Sprintf("2026-02-19T20:52:%02d.363244+00:00", n)}
+		o.keys = append(o.keys, k)
+		status, body = 201, map[string]any{"data": k, "key": "sk-or-" + k["hash"].(string)}
+	case r.Method == http.MethodGet && r.URL.Path == keys:
+		body = map[string]any{"data": o.keys}
+	case at < 0:
+		status = 404
+	case r.Method == http.MethodPatch && in.Disabled != nil:
+		o.keys[at]["disabled"] = *in.Disabled
+		body = map[string]any{"data": o.keys[at]}
+	case r.Method == http.MethodDelete:
+		o.keys = slices.Delete(o.keys, at, at+1)
+		body = map[string]any{"deleted": true}
+	default:
+		o.t.Errorf("unexpected %s %s", r.Method, r.URL)
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		StatusCode: status, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(b)), Request: r,
+	}, nil
+}
+
+func TestOpenRouterPreset(t *testing.T) {
+	o := &openRouter{t: t, keys: []map[string]any{{"hash": "hash0", "name": "by hand", "disabled": false, "created_at": "2026-02-19T20:52:00.363244+00:00"}}}
+	r, err := apikey.New(apikey.Config{Preset: "openrouter"}, &apikey.Options{Admin: noAdmin, Transport: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := value("hash0", "sk-or-hash0", adminRef)
+	s, id := newStore(t, first)
+	for range 2 {
+		if _, err := rotators.NewRunner(s, r, nil).Rotate(t.Context(), id, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(o.keys) != 3 || o.keys[0]["disabled"] != true || o.keys[1]["disabled"] != false {
+		t.Errorf("after two rotations the keys are %v; want the first disabled", o.keys)
+	}
+	cur, err := s.Get(t.Context(), id, secrets.Current)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := rotators.Change{Ref: id, Current: cur.Value}
+	if err := r.(rotators.Restorer).Restore(t.Context(), c, first); err != nil || o.keys[0]["disabled"] != false {
+		t.Errorf("restore: %v", err)
+	}
+	if err := r.(apikey.Destroyer).Destroy(t.Context(), c, first); err != nil || len(o.keys) != 2 {
+		t.Errorf("destroy: %v; %d keys are left", err, len(o.keys))
+	}
+	for _, check := range r.(rotators.DryRunner).DryRun(t.Context(), c) {
+		if check.Err != nil {
+			t.Errorf("%s: %v", check.What, check.Err)
+		}
 	}
 }

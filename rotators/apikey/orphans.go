@@ -1,8 +1,10 @@
 package apikey
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 type listed struct {
 	id, name string
 	created  time.Time // zero if the issuer does not tell
+	disabled bool
 }
 
 // maxPages bounds the pages of one list.
@@ -50,6 +53,8 @@ func (r *rotator) keys(ctx context.Context, admin string) (map[string]listed, ti
 			}
 			created, _ := r.at.listCreated.find(item)
 			k.created = parseTime(created)
+			disabled, _ := r.at.listDisabled.find(item)
+			k.disabled = disabled == true
 			out[k.id] = k
 		}
 		next := ""
@@ -83,6 +88,68 @@ func parseTime(v any) time.Time {
 	return time.Time{}
 }
 
+// finder is what a rotator can do whose issuer lists keys.
+type finder struct{ r *rotator }
+
+// Orphans implements [rotators.OrphanFinder]: keys that were made to succeed
+// current or previous, are the key of no version of c, and are older than
+// Options.OrphanAge. What was made to succeed an older version is not told
+// from a version that somebody keeps.
+func (f finder) Orphans(ctx context.Context, c rotators.Change) ([]string, error) {
+	found, _, err := f.find(ctx, c)
+	ids := make([]string, len(found))
+	for i, k := range found {
+		ids[i] = k.id
+	}
+	return ids, err
+}
+
+// RemoveOrphans implements [rotators.OrphanFinder]. It may be repeated.
+func (f finder) RemoveOrphans(ctx context.Context, c rotators.Change) error {
+	found, admin, err := f.find(ctx, c)
+	if err != nil {
+		return err
+	}
+	for _, k := range found {
+		if err := f.r.revokeOrphan(ctx, admin, c, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find returns the orphans, oldest first.
+func (f finder) find(ctx context.Context, c rotators.Change) (found []listed, admin string, err error) {
+	r := f.r
+	cur, err := parse("orphans", "current", c.Current)
+	if err != nil {
+		return nil, "", err
+	}
+	if admin, err = r.admin(ctx, cur); err != nil {
+		return nil, "", err
+	}
+	keys, now, err := r.keys(ctx, admin)
+	if err != nil {
+		return nil, "", err
+	}
+	base := keys[cur.id].created
+	if prev, err := parse("orphans", "previous", c.Previous); err == nil {
+		// After a rollback previous is the younger one.
+		if made := keys[prev.id].created; !made.IsZero() && made.Before(base) {
+			base = made
+		}
+	}
+	for _, k := range keys {
+		if r.maybeOrphan(c, k, cur) && !base.IsZero() && k.created.After(base) && r.old(k, now) {
+			found = append(found, k)
+		}
+	}
+	slices.SortFunc(found, func(a, b listed) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id))
+	})
+	return found, admin, nil
+}
+
 // sweep revokes the orphans among the keys that were made to succeed cur's.
 // With a token pending is stored, and other keys of that rotation are orphans
 // whatever their age.
@@ -95,9 +162,9 @@ func (r *rotator) sweep(ctx context.Context, admin string, c rotators.Change, cu
 		return err
 	}
 	base := keys[cur.id].created
-	for id, k := range keys {
+	for _, k := range keys {
 		switch {
-		case !strings.HasPrefix(k.name, tag(c.Ref)) || r.isVersion(c, id, cur, pend):
+		case !r.maybeOrphan(c, k, cur, pend):
 		case token != "" && k.name == tag(c.Ref)+rotation(token):
 			err = r.revokeOrphan(ctx, admin, c, k)
 		case !base.IsZero() && k.created.After(base) && r.old(k, now):
@@ -124,8 +191,8 @@ func (r *rotator) sweepBetween(ctx context.Context, admin string, c rotators.Cha
 	if from.IsZero() || to.IsZero() {
 		return nil
 	}
-	for id, k := range keys {
-		if strings.HasPrefix(k.name, tag(c.Ref)) && !r.isVersion(c, id, cur, old) &&
+	for _, k := range keys {
+		if r.maybeOrphan(c, k, cur, old) &&
 			k.created.After(from) && k.created.Before(to) && r.old(k, now) {
 			if err := r.revokeOrphan(ctx, admin, c, k); err != nil {
 				return err
@@ -137,6 +204,13 @@ func (r *rotator) sweepBetween(ctx context.Context, admin string, c rotators.Cha
 
 func (r *rotator) old(k listed, now time.Time) bool {
 	return r.opts.OrphanAge >= 0 && !k.created.IsZero() && now.Sub(k.created) >= r.opts.OrphanAge
+}
+
+// maybeOrphan reports whether k was made for c's secret and is the key of no
+// version that is known here. A key that is disabled was retired: it is kept
+// for whoever restores it.
+func (r *rotator) maybeOrphan(c rotators.Change, k listed, versions ...*secret) bool {
+	return strings.HasPrefix(k.name, tag(c.Ref)) && !k.disabled && !r.isVersion(c, k.id, versions...)
 }
 
 // isVersion reports whether id is the key of a version that c knows, or of one

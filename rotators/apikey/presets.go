@@ -2,6 +2,7 @@ package apikey
 
 import (
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -15,15 +16,18 @@ type presetConfig struct {
 }
 
 var presets = map[string]presetConfig{
-	"openai": {vars: []string{"project", "service_account"}, build: openAI},
+	"openai":     {vars: []string{"project", "service_account"}, build: openAI},
+	"openrouter": {build: openRouter},
 }
 
 // Presets returns the names that Config.Preset may have.
 //
-//	openai  keys of a service account; vars: project, service_account
+//	openai      keys of a service account; vars: project, service_account
+//	openrouter  keys of an account, by a provisioning key
 //
-// Anthropic has none: its Admin API lists and disables API keys and cannot
-// make one.
+// OpenAI can only delete a key, so what is retired there is gone; OpenRouter
+// disables and enables. Anthropic has no preset: its Admin API lists and
+// disables API keys and cannot make one.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
 
 func preset(c Config) (Config, error) {
@@ -34,7 +38,7 @@ func preset(c Config) (Config, error) {
 	if !ok {
 		return bad("preset %q; expected one of: %s", c.Preset, strings.Join(Presets(), ", "))
 	}
-	if c.Create.URL != "" || c.Verify.URL != "" || c.Revoke.URL != "" || c.List != nil {
+	if c.Create.URL != "" || c.Verify.URL != "" || c.Revoke.URL != "" || c.Disable != nil || c.Enable != nil || c.List != nil {
 		return bad("preset %q together with requests; give one or the other", c.Preset)
 	}
 	for _, name := range p.vars {
@@ -75,6 +79,34 @@ func openAI() Config {
 				Headers: admin,
 			},
 			Next: "/last_id", More: "/has_more",
+		},
+	}
+}
+
+// openRouter manages the keys of an account with a provisioning key. A key is
+// named by its hash. The list has the hundred youngest keys, which is where
+// orphans are: pages are asked for by a number that its answers do not tell.
+// https://openrouter.ai/docs/features/provisioning-api-keys
+func openRouter() Config {
+	const keys = "https://openrouter.ai/api/v1/keys"
+	admin := map[string]string{"Authorization": "Bearer {{.Admin}}"}
+	turn := func(disabled string) *Request {
+		return &Request{Method: http.MethodPatch, URL: keys + "/{{.ID}}", Headers: admin, Body: `{"disabled": ` + disabled + `}`}
+	}
+	return Config{
+		Create: CreateRequest{
+			Request: Request{URL: keys, Headers: admin, Body: `{"name": {{.Name}}}`},
+			Key:     "/key", ID: "/data/hash",
+		},
+		Verify: Request{
+			URL:     "https://openrouter.ai/api/v1/key",
+			Headers: map[string]string{"Authorization": "Bearer {{.Key}}"},
+		},
+		Revoke:  Request{URL: keys + "/{{.ID}}", Headers: admin},
+		Disable: turn("true"), Enable: turn("false"),
+		List: &ListRequest{
+			Request: Request{URL: keys + "?include_disabled=true", Headers: admin},
+			ID:      "/hash",
 		},
 	}
 }
