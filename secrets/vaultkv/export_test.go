@@ -1,0 +1,40 @@
+package vaultkv
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/keyturn/keyturn/secrets"
+)
+
+// WithAfter lets a test say when time has passed.
+func WithAfter(o SessionOptions, after func(time.Duration) <-chan time.Time) *SessionOptions {
+	o.after = after
+	return &o
+}
+
+// RoundTrip writes v as Vault stores it and reads it as Vault serves it.
+func RoundTrip(v secrets.Value, field string) (stored []byte, back secrets.Value, err error) {
+	data, err := encode("test", v, field)
+	if err != nil {
+		return nil, secrets.Value{}, err
+	}
+	if stored, err = json.Marshal(data); err != nil {
+		return nil, secrets.Value{}, err
+	}
+	served, err := asServed(data)
+	if err != nil {
+		return nil, secrets.Value{}, err
+	}
+	back, err = decode("test", served, field)
+	return stored, back, err
+}
+
+// Decode reads data that anybody may have written.
+func Decode(data []byte, field string) (secrets.Value, error) { return decode("test", data, field) }
+
+// MaxBody is the longest answer.
+const MaxBody = maxBody
+
+// TextField is the field with the exact text.
+const TextField = textField
