@@ -188,7 +188,7 @@ func TestChallenge(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if h := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != 401 || !strings.Contains(h, `resource="https://vault.azure.net"`) {
+		if h := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(h, `resource="https://vault.azure.net"`) {
 			t.Errorf("%q is answered %d with challenge %q", auth, resp.StatusCode, h)
 		}
 	}

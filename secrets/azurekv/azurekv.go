@@ -165,8 +165,10 @@ func New(cred azcore.TokenCredential, opts *Options) *Store {
 }
 
 // Get implements [secrets.Reader]. Current is one call, the one that every
-// plain reader makes, and needs no other permission. If the newest version is
-// disabled then Current is Denied, as it is to everybody.
+// plain reader makes, and needs no other permission; its token is what the
+// version's tag says, which Describe compares with other versions and this does
+// not. If the newest version is disabled then Current is Denied, as it is to
+// everybody.
 func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secrets.Version, error) {
 	if stage != secrets.Current {
 		return s.Store.Get(ctx, r, stage)

@@ -61,6 +61,10 @@ func TestCarriedOver(t *testing.T) {
 		if v.Tags["team"] != "" || v.ContentType == "application/json" {
 			t.Errorf("the sibling carries %v and type %q of the main secret", v.Tags, v.ContentType)
 		}
+		// But a policy may want every secret to expire.
+		if v.Expires == nil {
+			t.Error("the sibling never expires, though the main secret does")
+		}
 	}
 }
 

@@ -111,10 +111,10 @@ func (d *driver) noted(ctx context.Context, op string, r ref.Ref, cur *item, all
 			continue
 		}
 		twin, err := d.get(ctx, op, r, r.Name, it.version)
-		if isCode(err, codeDisabled) {
+		switch {
+		case isCode(err, codeDisabled):
 			return false, nil // taken out of use, which a twin of current is not
-		}
-		if err != nil {
+		case err != nil:
 			return false, err
 		}
 		a, b := cur.value, twin.value

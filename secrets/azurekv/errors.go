@@ -40,18 +40,18 @@ func kindOf(code string, status int) (fault.Kind, fault.Class) {
 	case codeDisabled, "ForbiddenByPolicy", "ForbiddenByRbac", "ForbiddenByFirewall", "ForbiddenByConnection", "AccessDenied":
 		return fault.Denied, fault.ClassPermission
 	}
-	switch {
-	case status == http.StatusUnauthorized:
+	switch status {
+	case http.StatusUnauthorized:
 		return fault.Denied, fault.ClassAuth
-	case status == http.StatusForbidden:
+	case http.StatusForbidden:
 		return fault.Denied, fault.ClassPermission
-	case status == http.StatusConflict:
+	case http.StatusConflict:
 		return fault.Conflict, fault.ClassConcurrency
-	case status == http.StatusTooManyRequests:
+	case http.StatusTooManyRequests:
 		return fault.Unavailable, fault.ClassQuota
-	case status == http.StatusRequestTimeout || status == http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
 		return fault.Unavailable, fault.ClassTimeout
-	case status == http.StatusBadRequest || status == http.StatusRequestEntityTooLarge || status == http.StatusMethodNotAllowed:
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusMethodNotAllowed:
 		return fault.Invalid, ""
 	}
 	return fault.Unavailable, ""

@@ -266,7 +266,7 @@ func TestNextLinkLeadsAway(t *testing.T) {
 		}
 		if strings.HasSuffix(q.URL.Path, "/versions") && q.Header.Get("Authorization") != "" {
 			body := `{"value":[],"nextLink":"https://evil.example/secrets"}`
-			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: q}, nil
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: q}, nil
 		}
 		return b.fake.Transport().RoundTrip(q)
 	})
