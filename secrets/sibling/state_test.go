@@ -244,3 +244,28 @@ func TestSiblingIsNoSecret(t *testing.T) {
 		}
 	}
 }
+
+// TestCurrentDisabledByHand: what a plain reader should get is never destroyed,
+// though it cannot be read and so looks retired.
+func TestCurrentDisabledByHand(t *testing.T) {
+	b := newBackend(kind{swaps: true})
+	r := b.Create(t, secrets.NewString("old"))
+	s := b.Open(t, nil).(*sibling.Store)
+	rotate(t, s, r, "rotation-1", "first")
+	b.main[r].newest().disabled = true
+	for what, err := range map[string]error{"disable": s.Disable(t.Context(), r, "2"), "destroy": s.Destroy(t.Context(), r, "2")} {
+		if !fault.Is(err, fault.Conflict) {
+			t.Errorf("%s: %v, expected a conflict", what, err)
+		}
+	}
+	if _, err := s.Get(t.Context(), r, secrets.Current); !fault.Is(err, fault.NotFound) {
+		t.Errorf("get current: %v, expected not found", err)
+	}
+	if d, err := s.Describe(t.Context(), r); err != nil || !d.Holder(secrets.Current).Disabled {
+		t.Errorf("described as %+v, %v; expected a disabled current version", d, err)
+	}
+	if err := s.Enable(t.Context(), r, "2"); err != nil {
+		t.Errorf("enable: %v", err)
+	}
+	wantStage(t, s, r, secrets.Current, "rotation-1", "first")
+}
