@@ -98,7 +98,7 @@ func superseded(t *testing.T, o *postgres.Options) (*fixture, rotators.Restorer,
 	return f, r.(rotators.Restorer), f.change(), old
 }
 
-func retireWith(r rotators.Restorer, ctx context.Context, c rotators.Change, old secrets.Value) error {
+func retireWith(ctx context.Context, r rotators.Restorer, c rotators.Change, old secrets.Value) error {
 	return r.(rotators.Retirer).Retire(ctx, c, old)
 }
 
@@ -118,7 +118,7 @@ func TestRetireRefuses(t *testing.T) {
 		s := *parse(t, old)
 		change(&s)
 		for what, do := range map[string]func(context.Context, rotators.Change, secrets.Value) error{
-			"retire":  func(ctx context.Context, c rotators.Change, v secrets.Value) error { return retireWith(r, ctx, c, v) },
+			"retire":  func(ctx context.Context, c rotators.Change, v secrets.Value) error { return retireWith(ctx, r, c, v) },
 			"restore": r.Restore,
 		} {
 			if err := do(t.Context(), c, f.value(s)); !fault.Is(err, fault.Invalid) {
@@ -139,7 +139,7 @@ func TestRetireRefuses(t *testing.T) {
 func TestRetireKeepsTheLastThatWorks(t *testing.T) {
 	f, r, c, old := superseded(t, options())
 	f.setPassword(f.user+"_clone", "changed-behind-our-back")
-	if err := retireWith(r, t.Context(), c, old); !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassAuth {
+	if err := retireWith(t.Context(), r, c, old); !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassAuth {
 		t.Errorf("got %v; expected Denied of class auth", err)
 	}
 	if !f.signsIn(old) {
@@ -147,7 +147,7 @@ func TestRetireKeepsTheLastThatWorks(t *testing.T) {
 	}
 	// What is dead already needs no master and no current.
 	f.setPassword(f.user, "another")
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 }
 
 // TestRetireUser is a user whose connections are all taken: its password
@@ -157,7 +157,7 @@ func TestRetireUser(t *testing.T) {
 	do, err := connectRaw(t, f.dsn(old))
 	must(t, err)
 	f.admin("ALTER ROLE %u CONNECTION LIMIT 1")
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	must(t, do("SELECT 1")) // an open session stays
 	f.admin("ALTER ROLE %u CONNECTION LIMIT -1")
 	if f.signsIn(old) {
@@ -192,11 +192,11 @@ func TestRetireOvertaken(t *testing.T) {
 	f2, r, c, old := superseded(t, options())
 	gone := fault.New(fault.Conflict, "still current", nil)
 	c.StillPending = func(context.Context) error { return gone }
-	if err := retireWith(r, t.Context(), c, old); !fault.Is(err, fault.Conflict) || !f2.signsIn(old) {
+	if err := retireWith(t.Context(), r, c, old); !fault.Is(err, fault.Conflict) || !f2.signsIn(old) {
 		t.Errorf("retire under a lock that says no: %v", err)
 	}
 	c.StillPending = nil
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	c.StillPending = func(context.Context) error { return gone }
 	if err := r.Restore(t.Context(), c, old); !fault.Is(err, fault.Conflict) || f2.signsIn(old) {
 		t.Errorf("restore under a lock that says no: %v", err)
@@ -207,7 +207,7 @@ func TestRetireOvertaken(t *testing.T) {
 // password.
 func TestRestoreBesidePending(t *testing.T) {
 	f, r, c, old := superseded(t, options())
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	pend := f.pending(f.alternating(options())).Pending
 	c.Pending = pend
 	if err := r.Restore(t.Context(), c, old); !fault.Is(err, fault.Conflict) {
@@ -219,7 +219,7 @@ func TestRestoreBesidePending(t *testing.T) {
 	if !f.signsIn(old) {
 		t.Error("the value was not restored")
 	}
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	if !f.signsIn(old) {
 		t.Error("what a rotation is setting was retired")
 	}
@@ -228,7 +228,7 @@ func TestRestoreBesidePending(t *testing.T) {
 // TestRestoreExpired says so: the password is back and does not help.
 func TestRestoreExpired(t *testing.T) {
 	f, r, c, old := superseded(t, options())
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	f.admin("ALTER ROLE %u VALID UNTIL '2001-01-01'")
 	if err := r.Restore(t.Context(), c, old); !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassPolicy {
 		t.Errorf("got %v; expected Denied of class policy", err)
@@ -245,7 +245,7 @@ func TestRetireAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
-			if err := retireWith(r, t.Context(), c, old); err != nil && fault.ClassOf(err) != fault.ClassConcurrency {
+			if err := retireWith(t.Context(), r, c, old); err != nil && fault.ClassOf(err) != fault.ClassConcurrency {
 				t.Errorf("retire: %v", err)
 			}
 		})
@@ -260,7 +260,7 @@ func TestRetireAtOnce(t *testing.T) {
 		t.Fatal("current does not sign in any more")
 	}
 	must(t, r.Restore(t.Context(), c, old))
-	must(t, retireWith(r, t.Context(), c, old))
+	must(t, retireWith(t.Context(), r, c, old))
 	if f.signsIn(old) || !f.signsIn(c.Current) {
 		t.Error("after a retirement expected the old value dead and current alive")
 	}
@@ -272,7 +272,7 @@ func TestRetireDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	v := r.(rotators.Verifier)
-	for what, err := range map[string]error{"retire": retireWith(r, ctx, c, old), "verify": v.Verify(ctx, c, old)} {
+	for what, err := range map[string]error{"retire": retireWith(ctx, r, c, old), "verify": v.Verify(ctx, c, old)} {
 		if !fault.Is(err, fault.Unavailable) || fault.ClassOf(err) != fault.ClassTimeout {
 			t.Errorf("%s: got %v; expected Unavailable of class timeout", what, err)
 		}
@@ -301,7 +301,7 @@ func TestAbilitiesLeakNothing(t *testing.T) {
 	must(t, f.alternating(o).Set(t.Context(), c))
 	c.Current, c.Pending = c.Pending, secrets.Value{}
 	for range 2 {
-		must(t, retireWith(r, t.Context(), c, old))
+		must(t, retireWith(t.Context(), r, c, old))
 		for _, v := range []secrets.Value{old, c.Current, f.value(f.masterSecret)} {
 			rec.Record(r.(rotators.Verifier).Verify(t.Context(), c, v))
 		}

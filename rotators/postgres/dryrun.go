@@ -31,11 +31,11 @@ func (c *checks) signIn(ctx context.Context, b *base, op string, l login) *sessi
 	s, err := b.connect(ctx, op, l)
 	addr := fmt.Sprintf("%s:%d", l.server.Host, l.server.Port)
 	reach, withTLS := "reach "+addr, "TLS of "+addr+", verified"
-	switch class := fault.ClassOf(err); {
-	case class == fault.ClassNetwork || class == fault.ClassTimeout:
+	switch fault.ClassOf(err) {
+	case fault.ClassNetwork, fault.ClassTimeout:
 		c.add(reach, err)
 		return nil
-	case class == fault.ClassTLS:
+	case fault.ClassTLS:
 		c.add(reach, nil)
 		c.add(withTLS, err)
 		return nil
