@@ -246,4 +246,3 @@ func TestCalls(t *testing.T) {
 		t.Errorf("a read makes %d requests, expected 2", n)
 	}
 }
-
