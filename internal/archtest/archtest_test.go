@@ -129,7 +129,7 @@ func TestRulesCanFail(t *testing.T) {
 // onlyImporters says who may import an SDK, so that it stays in its leaf.
 var onlyImporters = map[string][]string{
 	"github.com/aws/":            {"secrets/awssm", "events/putevents", "functions/aws", "internal/awsfake", "internal/lambdarotate", "cmd/keyturn", "integration"},
-	"github.com/nats-io/nats.go": {"events/natsbus", "secrets/natskv", "cmd/keyturn", "internal/testenv"},
+	"github.com/nats-io/nats.go": {"events/natsbus", "secrets/natskv", "cmd/keyturn", "internal/natslock", "internal/testenv"},
 	"github.com/nats-io/nats-server": {
 		"cmd/keyturn", "internal/testenv",
 	},
