@@ -123,9 +123,10 @@ func (o *Options) withDefaults() Options {
 // for concurrent use. It does not close its connection.
 type Bus struct {
 	*Subscriber
-	nc   *nats.Conn
-	js   jetstream.JetStream
-	opts Options
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	opts  Options
+	tries uint64 // maxUnclassified, except in tests
 }
 
 var (
@@ -146,7 +147,7 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Bus, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "natsbus: open", err)
 	}
-	b := &Bus{Subscriber: newSubscriber(nc, o), nc: nc, js: js, opts: o}
+	b := &Bus{Subscriber: newSubscriber(nc, o), nc: nc, js: js, opts: o, tries: maxUnclassified}
 	for _, s := range streams(o) {
 		if err := b.ensure(ctx, s); err != nil {
 			return nil, err

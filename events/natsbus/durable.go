@@ -16,7 +16,7 @@ import (
 const (
 	maxBackoff = 5 * time.Minute
 	// maxBusy is the longest time until what waits for a running job of its
-	// key is looked at again.
+	// name is looked at again.
 	maxBusy = 30 * time.Second
 	// maxUnclassified is how often a job is tried that fails for a reason that
 	// nobody classified; that is some eight hours.
@@ -28,8 +28,9 @@ const (
 // After returns an error that wraps err, with which the handler of
 // [Bus.RunSchedules] or [Bus.Work] asks to be called again after d instead of
 // after the back-off, whatever the kind of err: a maintenance window opens
-// then, or another job is in the way. err may be nil. The time is the server's
-// to keep, on whichever replica; a newer firing of the name comes sooner.
+// then, or another job is in the way. err may be nil. The server keeps the time,
+// over a restart to the second, and any replica may be called; a newer firing
+// of the name comes sooner.
 func After(d time.Duration, err error) error { return &afterError{wait: max(d, 0), err: err} }
 
 type afterError struct {
@@ -63,9 +64,10 @@ type durable struct {
 
 // A job is what one message asks for.
 type job struct {
-	// key is a name; this process runs the jobs of one name one at a time.
-	key string
-	do  func(ctx context.Context) error
+	name string
+	// alone means that this process runs the jobs of the name one at a time.
+	alone bool
+	do    func(ctx context.Context) error
 	// bury is called before a job is dropped that can never work; if it fails
 	// the job is not dropped yet. It may be nil.
 	bury func(ctx context.Context, why error) error
@@ -158,13 +160,15 @@ func (d *durable) handle(ctx context.Context, m jetstream.Msg) {
 		d.dispose(ctx, m.TermWithReason("nobody's job"))
 		return
 	}
-	if !d.enter(j.key) {
-		// The one before still runs. Meanwhile a newer one may replace this.
-		// The wait grows, so that a long job does not use up the attempts.
-		d.dispose(ctx, m.NakWithDelay(min(backoff(md.NumDelivered+1), maxBusy)))
-		return
+	if j.alone {
+		if !d.enter(j.name) {
+			// The one before still runs. Meanwhile a newer one may replace this.
+			// The wait grows, so that a long job does not use up the attempts.
+			d.dispose(ctx, m.NakWithDelay(min(backoff(md.NumDelivered+1), maxBusy)))
+			return
+		}
+		defer d.leave(j.name)
 	}
-	defer d.leave(j.key)
 	stop := d.keepAlive(ctx, m)
 	err = j.do(ctx)
 	stop()
@@ -173,7 +177,7 @@ func (d *durable) handle(ctx context.Context, m jetstream.Msg) {
 
 // settle disposes of a message whose job ended with err.
 func (d *durable) settle(ctx context.Context, m jetstream.Msg, j job, attempt uint64, err error) {
-	log := d.b.opts.Logger.With("job", j.key, "attempt", attempt)
+	log := d.b.opts.Logger.With("job", j.name, "attempt", attempt)
 	// What became of the job is told also when ctx has ended since.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -190,7 +194,7 @@ func (d *durable) settle(ctx context.Context, m jetstream.Msg, j job, attempt ui
 	case ctx.Err() != nil:
 		d.dispose(ctx, m.NakWithDelay(time.Second)) // another replica takes over
 		return
-	case kind == fault.Invalid, kind == fault.Unknown && attempt >= maxUnclassified:
+	case kind == fault.Invalid, kind == fault.Unknown && attempt >= d.b.tries:
 		log.ErrorContext(ctx, "a job can never work; dropped", "error", err)
 		if j.bury != nil {
 			err = j.bury(end, err)
@@ -234,20 +238,20 @@ func (d *durable) keepAlive(ctx context.Context, m jetstream.Msg) (stop func()) 
 	return func() { close(done); <-ended }
 }
 
-func (d *durable) enter(key string) bool {
+func (d *durable) enter(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, is := d.busy[key]; is {
+	if _, is := d.busy[name]; is {
 		return false
 	}
-	d.busy[key] = struct{}{}
+	d.busy[name] = struct{}{}
 	return true
 }
 
-func (d *durable) leave(key string) {
+func (d *durable) leave(name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.busy, key)
+	delete(d.busy, name)
 }
 
 func backoff(attempt uint64) time.Duration {

@@ -59,7 +59,7 @@ func (b *Bus) RunSchedules(ctx context.Context, h func(ctx context.Context, f Fi
 			b.opts.Logger.WarnContext(ctx, "a message on a due subject is no firing; dropped", "subject", m.Subject())
 			return job{}, false
 		}
-		return job{key: f.Name, do: func(ctx context.Context) error { return h(ctx, f) }}, true
+		return job{name: f.Name, alone: true, do: func(ctx context.Context) error { return h(ctx, f) }}, true
 	}}
 	return d.run(ctx)
 }

@@ -38,10 +38,10 @@ const (
 // dead letter, whose source is name. After any other error it comes again with
 // back-off from one second to five minutes, or when [After] says, on any
 // replica, as long as the stream keeps it; an unclassified error makes it a
-// dead letter after 100 attempts. h is called concurrently for different
-// secrets, and for one secret one at a time in this process. A replica that
-// dies may have done its work already, and who deletes the consumer brings the
-// last hour back, so h must be idempotent by the event's id.
+// dead letter after 100 attempts. h is called concurrently, for events of one
+// secret too. A replica that dies may have done its work already, and who
+// deletes the consumer brings the last hour back, so h must be idempotent by
+// the event's id.
 //
 // The error is of kind Invalid for a bad name or filter, else as of
 // [Bus.RunSchedules]. It needs the rights to publish on
@@ -71,8 +71,8 @@ func (b *Bus) Work(ctx context.Context, name string, f events.Filter, h func(ctx
 				return job{}, false
 			}
 			return job{
-				key: e.Data.Ref.String(),
-				do:  func(ctx context.Context) error { return h(ctx, e) },
+				name: e.Data.Ref.String(),
+				do:   func(ctx context.Context) error { return h(ctx, e) },
 				bury: func(ctx context.Context, why error) error {
 					return b.Park(ctx, unworkable(name, m, md, e, why))
 				},
