@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -279,6 +280,42 @@ func TestRetireDeadline(t *testing.T) {
 	}
 	if !f.signsIn(old) {
 		t.Error("the superseded value does not sign in any more")
+	}
+}
+
+// TestDryRunAlternateUnlisted has a pg_hba.conf that knows users by name, and
+// not the alternate.
+func TestDryRunAlternateUnlisted(t *testing.T) {
+	f := newFixture(t, "app", "first")
+	r := f.alternating(options()).(rotators.DryRunner)
+	last := func() rotators.Check {
+		out := r.DryRun(t.Context(), f.change())
+		return out[len(out)-1]
+	}
+	if c := last(); c.Err != nil {
+		t.Fatalf("%s: %v", c.What, c.Err)
+	}
+	clone := f.user + "_clone"
+	file := admin(t, "postgres", "SHOW hba_file")
+	rules, err := os.ReadFile(file) //nolint:gosec // of the test's own server
+	must(t, err)
+	must(t, os.WriteFile(file, append([]byte("host all "+clone+" all reject\n"), rules...), 0o600)) //nolint:gosec // as above
+	t.Cleanup(func() {
+		must(t, os.WriteFile(file, rules, 0o600)) //nolint:gosec // as above
+		admin(t, "postgres", "SELECT pg_reload_conf()")
+	})
+	admin(t, "postgres", "SELECT pg_reload_conf()")
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		_, err := query(server.DSN(clone, "no", f.db), "SELECT 1")
+		if err != nil && strings.Contains(err.Error(), "pg_hba.conf") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the server does not read its file again: %v", err)
+		}
+	}
+	if c := last(); !fault.Is(c.Err, fault.Denied) || !strings.Contains(c.What, clone) || !strings.Contains(c.Err.Error(), "pg_hba.conf") {
+		t.Errorf("%s: %v; expected Denied, by pg_hba.conf", c.What, c.Err)
 	}
 }
 

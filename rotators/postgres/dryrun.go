@@ -124,8 +124,27 @@ func (r *alternating) DryRun(ctx context.Context, c rotators.Change) []rotators.
 	if !out.add(may, m.mayAlternate(ctx, cur.Username, next.Username)) {
 		return out
 	}
+	if !out.add(fmt.Sprintf("the server takes a password from %q", next.Username), r.takesPassword(ctx, op, as("the next credential", next, cur))) {
+		return out
+	}
 	out.probe(ctx, s, cur)
 	return out
+}
+
+// takesPassword says why the server would not take a password from a user, by
+// offering one that cannot be right: to be refused for it is what is hoped
+// for. pg_hba.conf may list users by name, and an alternate that is not in it
+// would be found when everything is changed already.
+func (b *base) takesPassword(ctx context.Context, op string, l login) error {
+	s, err := b.connect(ctx, op, l)
+	if err == nil {
+		s.close()
+		return fault.Newf(fault.Invalid, op, "%q signs in with any password; expected scram-sha-256 in pg_hba.conf", l.secret.Username)
+	}
+	if refused(err) {
+		return nil
+	}
+	return err
 }
 
 // probe notes whether the probe of the secret runs, as the user in use.
