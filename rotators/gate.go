@@ -119,8 +119,12 @@ type verdict struct {
 	overdue bool      // the hard limit has passed, and the gate holds
 }
 
-// adoptionPoll is when to ask again for the agents that are missing.
-const adoptionPoll = time.Minute
+const (
+	// adoptionPoll is when to ask again for the agents that are missing.
+	adoptionPoll = time.Minute
+	// overdueEvery is how often a gate that holds beyond its limit says so.
+	overdueEvery = time.Hour
+)
 
 // ask decides. since is when the credential was superseded; a zero one is
 // taken for just now. missing answers for Adopted.
@@ -176,7 +180,7 @@ func (g Gate) ask(now, since time.Time, why occasion, missing func() ([]string, 
 		case g.AtLimit == AtLimitRetire:
 			return verdict{open: true}
 		default:
-			v.overdue = true
+			v.overdue, v.next = true, now.Add(overdueEvery)
 			wait("the hard limit passed at %s", limit.UTC().Format(time.RFC3339))
 		}
 	}

@@ -123,6 +123,22 @@ func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force b
 	return out, nil
 }
 
+// Standing tells where the superseded version of d stands, and changes
+// nothing.
+func (r *Runner) Standing(ctx context.Context, d *secrets.Description) Retirement {
+	out := Retirement{Ref: d.Ref}
+	current, previous := d.Holder(secrets.Current), d.Holder(secrets.Previous)
+	if previous == nil || current == nil {
+		return out
+	}
+	out.Version, out.Retired = previous.ID, previous.Disabled
+	if !previous.Disabled {
+		v := r.ask(ctx, d.Ref, d, byTime)
+		out.Waiting, out.Next, out.Overdue = v.waiting, v.next, v.overdue
+	}
+	return out
+}
+
 // ask asks the gate about the previous version of d.
 func (r *Runner) ask(ctx context.Context, id ref.Ref, d *secrets.Description, why occasion) verdict {
 	current, previous := d.Holder(secrets.Current), d.Holder(secrets.Previous)

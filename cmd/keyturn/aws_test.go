@@ -56,7 +56,7 @@ func TestRotateInAWS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil)
+	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

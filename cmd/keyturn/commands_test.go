@@ -26,7 +26,7 @@ func TestHelpTeaches(t *testing.T) {
 		if code != 0 {
 			t.Errorf("%v: exit %d", args, code)
 		}
-		for _, want := range []string{"dev", "serve", "rotate", "status", "watch", "normalize", "Start with"} {
+		for _, want := range []string{"dev", "serve", "rotate", "retire", "restore", "rollback", "destroy", "doctor", "status", "watch", "normalize", "Start with"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%v: help lacks %q", args, want)
 			}
@@ -82,6 +82,57 @@ func writeFile(t *testing.T, name, content string) string {
 	return path
 }
 
+// What defaults say holds for a secret that says nothing itself; freezes add
+// up.
+func TestDefaults(t *testing.T) {
+	c, err := loadConfig(writeFile(t, "c.yaml", goodConfig+`
+defaults:
+  time_zone: America/New_York
+  windows: ["01:00-05:00"]
+  freezes: ["2030-12-20/2031-01-06"]
+  jitter: 30m
+  min_age: 1h
+  gate: {after: 12h}
+  retry: {first: 1s, longest: 2s, limit: 3}
+  password: {password_length: 20, exclude_punctuation: true}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, key := c.Secrets[0], c.Secrets[1]
+	if db.TimeZone != "America/New_York" || key.TimeZone != "Europe/Berlin" || db.spec.TimeZone != "" {
+		t.Errorf("zones %q, %q; of the period %q", db.TimeZone, key.TimeZone, db.spec.TimeZone)
+	}
+	for _, s := range c.Secrets {
+		if s.Jitter != 30*time.Minute || s.MinAge != time.Hour || s.gate.After != 12*time.Hour || s.Retry.Limit != 3 {
+			t.Errorf("%s has %+v", s.ref, s.policyConfig)
+		}
+		p, err := s.Password.policy().Generate()
+		if err != nil || len(p) != 20 || strings.ContainsAny(p, "!:/@") {
+			t.Errorf("a password of %d characters, %v", len(p), err)
+		}
+	}
+	frozen := time.Date(2030, 12, 24, 7, 0, 0, 0, time.UTC)
+	if db.calendar.Allows(frozen) || !db.calendar.Allows(frozen.AddDate(0, -1, 0)) {
+		t.Error("the freeze or the window is not that of the defaults")
+	}
+}
+
+// The periods that a gate is compared with.
+func TestShortestPeriod(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"@every 90m": 90 * time.Minute, "@daily": 24 * time.Hour, "0 3 * * *": 24 * time.Hour, "0 0 */6 * * *": 6 * time.Hour, "": 0,
+	} {
+		spec, err := parseSchedule(text, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := shortestPeriod(spec); got != want {
+			t.Errorf("%q comes every %s; want %s", text, got, want)
+		}
+	}
+}
+
 const goodConfig = `
 nats: {url: "nats://127.0.0.1:4222"}
 store: {key_file: seal.key}
@@ -114,18 +165,27 @@ func TestConfig(t *testing.T) {
 func TestBadConfig(t *testing.T) {
 	replace := func(old, new string) string { return strings.Replace(goodConfig, old, new, 1) }
 	for name, c := range map[string]struct{ text, want string }{
-		"misspelt key":     {replace("schedule:", "shedule:"), "shedule"},
-		"no url":           {replace(`nats: {url: "nats://127.0.0.1:4222"}`, ""), "nats.url"},
-		"no key":           {replace("store: {key_file: seal.key}", ""), "keygen"},
-		"no YAML":          {"\t{", "yaml"},
-		"bad ref":          {replace("nats://keyturn/acme/db", "acme/db"), "no scheme"},
-		"foreign store":    {replace("nats://keyturn/acme/db", "gcp://p/db"), "this version"},
-		"other bucket":     {replace("nats://keyturn/acme/db", "nats://other/acme/db"), "nats://keyturn/NAME"},
-		"twice":            {replace("nats://keyturn/acme/key", "nats://keyturn/acme/db"), "twice"},
-		"unknown rotator":  {replace("postgres-single", "postgres"), "postgres-alternating"},
-		"bad schedule":     {replace("@every 24h", "daily"), "no schedule"},
-		"too fast":         {replace("@every 24h", "@every 10ms"), "one second"},
-		"zone with period": {replace(`"@every 24h"`, `"@every 24h", time_zone: UTC`), "time zone"},
+		"misspelt key":      {replace("schedule:", "shedule:"), "shedule"},
+		"no url":            {replace(`nats: {url: "nats://127.0.0.1:4222"}`, ""), "nats.url"},
+		"no key":            {replace("store: {key_file: seal.key}", ""), "keygen"},
+		"no YAML":           {"\t{", "yaml"},
+		"bad ref":           {replace("nats://keyturn/acme/db", "acme/db"), "no scheme"},
+		"unknown cluster":   {replace("nats://keyturn/acme/db", "vault://prod//kv/db"), "vault.prod.address"},
+		"no way to sign in": {replace("nats://keyturn/acme/db", "vault://prod//kv/db") + "vault: {prod: {address: \"https://v\"}}\n", "token_file and approle"},
+		"other bucket":      {replace("nats://keyturn/acme/db", "nats://other/acme/db"), "nats://keyturn/NAME"},
+		"twice":             {replace("nats://keyturn/acme/key", "nats://keyturn/acme/db"), "twice"},
+		"unknown rotator":   {replace("postgres-single", "postgres"), "postgres-alternating"},
+		"bad schedule":      {replace("@every 24h", "daily"), "no schedule"},
+		"too fast":          {replace("@every 24h", "@every 10ms"), "one second"},
+		"unknown zone":      {replace("Europe/Berlin", "Europe/Bielefeld"), "unknown; expected an IANA name"},
+		"bad window":        {replace(`"@every 24h"`, `"@every 24h", windows: ["sometimes"]`), "Mon-Fri 01:00-05:00"},
+		"bad freeze":        {replace(`"@every 24h"`, `"@every 24h", freezes: ["soon"]`), "2026-12-20/2027-01-06"},
+		"after nothing":     {replace(`"@every 24h"`, `"@every 24h", after: ["nats://keyturn/master"]`), "not configured"},
+		"gate too slow":     {replace(`"@every 24h"`, `"@every 24h", gate: {after: 24h}`), "rotate less often"},
+		"cron gate":         {replace("Europe/Berlin", "Europe/Berlin, gate: {after: 30h}"), "rotate less often"},
+		"bad gate":          {replace(`"@every 24h"`, `"@every 24h", gate: {adopted: true, max: 1h, at_limit: panic}`), "retire or hold"},
+		"bad password":      {replace(`"@every 24h"`, `"@every 24h", password: {password_length: 2}`), "length 2"},
+		"negative jitter":   {replace(`"@every 24h"`, `"@every 24h", jitter: -1s`), "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := loadConfig(writeFile(t, "c.yaml", c.text))

@@ -14,7 +14,6 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
-	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
 )
@@ -24,11 +23,17 @@ import (
 type config struct {
 	// Name tells deployments apart that share a NATS server. All replicas of
 	// one have the same. "keyturn" by default.
-	Name     string         `koanf:"name"`
-	NATS     natsConfig     `koanf:"nats"`
-	Store    storeConfig    `koanf:"store"`
-	AWS      awsConfig      `koanf:"aws"`
-	Notifier notifierConfig `koanf:"notifier"`
+	Name  string      `koanf:"name"`
+	NATS  natsConfig  `koanf:"nats"`
+	Store storeConfig `koanf:"store"`
+	AWS   awsConfig   `koanf:"aws"`
+	GCP   gcpConfig   `koanf:"gcp"`
+	Azure azureConfig `koanf:"azure"`
+	// Vault has the clusters by the name that refs call them.
+	Vault    map[string]vaultConfig `koanf:"vault"`
+	Notifier notifierConfig         `koanf:"notifier"`
+	// Defaults are for secrets that do not say otherwise.
+	Defaults policyConfig   `koanf:"defaults"`
 	Secrets  []secretConfig `koanf:"secrets"`
 }
 
@@ -52,41 +57,55 @@ type awsConfig struct {
 	Endpoint string `koanf:"endpoint"`
 }
 
+// gcpConfig is what the application default credentials do not say.
+type gcpConfig struct {
+	// Endpoint replaces the service's own, in the clear: for an emulator.
+	Endpoint string `koanf:"endpoint"`
+	// Projects has the number of each project by its id: events tell numbers.
+	Projects map[string]string `koanf:"projects"`
+}
+
+// azureConfig is what the environment of Azure does not say.
+type azureConfig struct {
+	// VaultSuffix is vault.azure.net, or that of another cloud.
+	VaultSuffix string `koanf:"vault_suffix"`
+	// Validity is how long a new version is valid, ShortValidity allows 30
+	// days and less; see azurekv.NearExpiryLoop.
+	Validity      time.Duration `koanf:"validity"`
+	ShortValidity bool          `koanf:"short_validity"`
+	// Endpoint replaces the vaults' own addresses, for an emulator; "{vault}"
+	// in it is the vault's name. CAFile verifies it.
+	Endpoint string `koanf:"endpoint"`
+	CAFile   string `koanf:"ca_file"`
+}
+
+// vaultConfig is one Vault or OpenBao cluster.
+type vaultConfig struct {
+	Address string `koanf:"address"`
+	CAFile  string `koanf:"ca_file"`
+	// TokenFile, or AppRole.
+	TokenFile string        `koanf:"token_file"`
+	AppRole   approleConfig `koanf:"approle"`
+}
+
+// approleConfig signs in to Vault.
+type approleConfig struct {
+	Mount        string `koanf:"mount"` // "approle" by default
+	Namespace    string `koanf:"namespace"`
+	RoleIDFile   string `koanf:"role_id_file"`
+	SecretIDFile string `koanf:"secret_id_file"`
+	// Wrapped says that the file holds a response-wrapping token; Role is then
+	// the role's name.
+	Wrapped bool   `koanf:"wrapped"`
+	Role    string `koanf:"role"`
+}
+
 type notifierConfig struct {
 	Listen     string `koanf:"listen"`
 	APIKeyFile string `koanf:"api_key_file"`
 	CertFile   string `koanf:"cert_file"`
 	KeyFile    string `koanf:"key_file"`
 	Tenant     string `koanf:"tenant"`
-}
-
-// The rotators that a secret may name.
-const (
-	rotatorPostgresSingle      = "postgres-single"
-	rotatorPostgresAlternating = "postgres-alternating"
-	rotatorAPIKey              = "apikey"
-)
-
-type secretConfig struct {
-	Ref     string `koanf:"ref"`
-	Tenant  string `koanf:"tenant"`
-	Rotator string `koanf:"rotator"`
-	// Schedule is "@every 24h", a word such as @daily, or a cron expression of
-	// five fields, or six that begin with the second.
-	Schedule string `koanf:"schedule"`
-	// TimeZone is for cron; UTC by default.
-	TimeZone string         `koanf:"time_zone"`
-	Postgres postgresConfig `koanf:"postgres"`
-	APIKey   map[string]any `koanf:"apikey"`
-
-	ref  ref.Ref
-	spec natsbus.Spec // zero without a schedule
-}
-
-type postgresConfig struct {
-	CAFile         string        `koanf:"ca_file"`
-	AllowPlaintext bool          `koanf:"allow_plaintext"`
-	ConnectTimeout time.Duration `koanf:"connect_timeout"`
 }
 
 // envPrefix starts the environment variables that set configuration; two
@@ -120,7 +139,10 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "config from the environment", err)
 	}
-	c := &config{Name: "keyturn", Store: storeConfig{Bucket: "keyturn"}, Notifier: notifierConfig{Tenant: "default"}}
+	c := &config{
+		Name: "keyturn", Store: storeConfig{Bucket: "keyturn"}, Notifier: notifierConfig{Tenant: "default"},
+		Azure: azureConfig{VaultSuffix: "vault.azure.net"},
+	}
 	err = k.UnmarshalWithConf("", c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
 		Result: c, TagName: "koanf", WeaklyTypedInput: true, ErrorUnused: true,
 		DecodeHook: mapstructure.StringToTimeDurationHookFunc(),
@@ -131,69 +153,7 @@ func loadConfig(path string) (*config, error) {
 	if c.NATS.URL == "" {
 		return nil, bad("nats.url is missing; expected something like nats://127.0.0.1:4222")
 	}
-	seen := map[ref.Ref]bool{}
-	for i := range c.Secrets {
-		s := &c.Secrets[i]
-		if s.ref, err = ref.Parse(s.Ref); err != nil {
-			return nil, bad("secrets[%d]: %v", i, err)
-		}
-		switch {
-		case s.ref.Provider == ref.AWS:
-		case s.ref.Provider != ref.NATS:
-			return nil, bad("secrets[%d]: %s: this version rotates nats:// and aws:// secrets", i, s.ref)
-		case s.ref.Scope != c.Store.Bucket:
-			return nil, bad("secrets[%d]: %s is not in the store of this configuration; expected nats://%s/NAME", i, s.ref, c.Store.Bucket)
-		case c.Store.KeyFile == "" && c.Store.KeyEnv == "":
-			return nil, bad("store.key_file and store.key_env are both missing; make a key with keyturn keygen FILE")
-		}
-		if seen[s.ref] {
-			return nil, bad("secrets[%d]: %s is named twice", i, s.ref)
-		}
-		seen[s.ref] = true
-		switch s.Rotator {
-		case rotatorPostgresSingle, rotatorPostgresAlternating, rotatorAPIKey:
-		default:
-			return nil, bad("secrets[%d]: rotator %q; expected %s, %s or %s", i, s.Rotator, rotatorPostgresSingle, rotatorPostgresAlternating, rotatorAPIKey)
-		}
-		if s.spec, err = parseSchedule(s.Schedule, s.TimeZone); err != nil {
-			return nil, bad("secrets[%d]: %v", i, err)
-		}
-		if s.Tenant == "" {
-			s.Tenant = c.Notifier.Tenant
-		}
-	}
-	return c, nil
-}
-
-// parseSchedule reads the schedule of a secret. The server checks cron
-// expressions and time zones.
-func parseSchedule(text, zone string) (natsbus.Spec, error) {
-	bad := func(why string) (natsbus.Spec, error) {
-		return natsbus.Spec{}, fault.Newf(fault.Invalid, "schedule", "%q %s; expected \"@every 24h\", @daily, or a cron expression of five or six fields", text, why)
-	}
-	text = strings.TrimSpace(text)
-	if text == "" {
-		return natsbus.Spec{}, nil
-	}
-	if period, ok := strings.CutPrefix(text, "@every "); ok {
-		d, err := time.ParseDuration(strings.TrimSpace(period))
-		if err != nil || d < time.Second {
-			return bad("is not a period of one second or more")
-		}
-		if zone != "" {
-			return bad("has a time zone, which only cron takes")
-		}
-		return natsbus.Spec{Every: d}, nil
-	}
-	switch fields := strings.Fields(text); {
-	case len(fields) == 1 && strings.HasPrefix(text, "@") && text != "@at":
-		return natsbus.Spec{Cron: text, TimeZone: zone}, nil
-	case len(fields) == 5: // as crontab(5) has it: at second 0
-		return natsbus.Spec{Cron: "0 " + strings.Join(fields, " "), TimeZone: zone}, nil
-	case len(fields) == 6:
-		return natsbus.Spec{Cron: strings.Join(fields, " "), TimeZone: zone}, nil
-	}
-	return bad("is no schedule")
+	return c, c.checkSecrets(bad)
 }
 
 // tenant says whose a secret is.
@@ -208,14 +168,12 @@ func (c *config) tenant(r ref.Ref) string {
 
 // secret returns the configuration of r.
 func (c *config) secret(r ref.Ref) (*secretConfig, error) {
-	names := make([]string, 0, len(c.Secrets))
 	for i := range c.Secrets {
 		if c.Secrets[i].ref == r {
 			return &c.Secrets[i], nil
 		}
-		names = append(names, c.Secrets[i].Ref)
 	}
-	return nil, fault.Newf(fault.NotFound, "config", "%s is not configured; the configured secrets are %s", r, strings.Join(names, ", "))
+	return nil, c.errNotConfigured(r)
 }
 
 // readKeyFile reads a small secret file, which nobody else may read.

@@ -58,7 +58,7 @@ func (c *devCmd) Run(e *env) (err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
 
 	d := &dev{cmd: c, scr: scr, st: &st, world: w, start: start, first: map[ref.Ref]string{}, done: cancel}
-	p, err := openPipeline(ctx, w.cfg, e.log, d.observe)
+	p, err := openPipeline(ctx, w.cfg, e.log, d.observe, nil)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,11 @@ type cli struct {
 	Dev       devCmd       `cmd:"" help:"Run the whole pipeline on this machine: embedded NATS, a demo issuer, PostgreSQL, three agents."`
 	Serve     serveCmd     `cmd:"" help:"Run the notifier and the scheduled rotations of the configuration against your NATS."`
 	Rotate    rotateCmd    `cmd:"" help:"Rotate one secret now, or finish its unfinished rotation."`
+	Retire    retireCmd    `cmd:"" help:"Take the superseded credential of a secret out of use now, if its gate lets go."`
+	Restore   restoreCmd   `cmd:"" help:"Undo retire: enable the superseded version again."`
+	Rollback  rollbackCmd  `cmd:"" help:"Make the previous credential current again, at the target too."`
+	Destroy   destroyCmd   `cmd:"" help:"Make the value of a retired version unrecoverable."`
+	Doctor    doctorCmd    `cmd:"" help:"Find stuck rotations, dead credentials and what was left behind, each with its one repair."`
 	Discard   discardCmd   `cmd:"" help:"Drop the pending version of a rotation that can never finish."`
 	Status    statusCmd    `cmd:"" help:"Show the stages, ages and next rotation of secrets."`
 	Watch     watchCmd     `cmd:"" help:"Print events as they happen."`

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/keyturn/keyturn/events/eventbridge"
 	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/scheduler"
 	"github.com/keyturn/keyturn/notifier"
 	"github.com/keyturn/keyturn/notifier/webhook"
 	"github.com/keyturn/keyturn/ref"
@@ -33,6 +36,7 @@ type pipeline struct {
 	bus     *natsbus.Bus
 	stores  *stores
 	runners map[ref.Ref]*rotators.Runner
+	sched   *scheduler.Scheduler
 }
 
 // connect opens a NATS connection that outlives outages.
@@ -69,8 +73,9 @@ func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
 	return nc, nil
 }
 
-// openPipeline opens what cfg describes. observe may be nil.
-func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe func(rotators.Progress)) (_ *pipeline, err error) {
+// openPipeline opens what cfg describes. observe may be nil, and edit, which
+// has the last word on the runners' options.
+func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe func(rotators.Progress), edit func(*rotators.Options)) (_ *pipeline, err error) {
 	p := &pipeline{cfg: cfg, log: log, runners: map[ref.Ref]*rotators.Runner{}}
 	defer func() {
 		if err != nil {
@@ -83,33 +88,66 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 	if p.bus, err = natsbus.Open(ctx, p.nc, &natsbus.Options{Replicas: cfg.NATS.Replicas, Logger: log}); err != nil {
 		return nil, err
 	}
-	p.stores = &stores{cfg: cfg, nc: p.nc, log: log}
-	for i := range cfg.Secrets {
-		s := &cfg.Secrets[i]
-		store, err := p.stores.of(ctx, s.ref)
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", s.ref, err)
-		}
-		rot, err := newRotator(s, p.stores.value)
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", s.ref, err)
-		}
-		p.runners[s.ref] = rotators.NewRunner(store, rot, &rotators.Options{
-			Publisher: p.bus, Tenant: cfg.tenant, Logger: log, Observe: observe,
-		})
+	locks, err := openLocks(ctx, p.nc, cfg.NATS.Replicas, log)
+	if err != nil {
+		return nil, err
 	}
-	return p, nil
+	p.stores = &stores{cfg: cfg, nc: p.nc, log: log, locks: locks}
+	var jobs []scheduler.Job
+	for i := range cfg.Secrets {
+		j, err := p.job(ctx, &cfg.Secrets[i], observe, edit)
+		if err != nil {
+			return nil, fmt.Errorf("secret %s: %w", cfg.Secrets[i].ref, err)
+		}
+		jobs = append(jobs, j)
+	}
+	p.sched, err = scheduler.New(p.bus, locks, cfg.Name, jobs, &scheduler.Options{Logger: log, Canonical: p.stores.canonical})
+	return p, err
+}
+
+// job makes the runner of a secret, and says when it runs.
+func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotators.Progress), edit func(*rotators.Options)) (scheduler.Job, error) {
+	store, err := p.stores.of(ctx, s.ref)
+	if err != nil {
+		return scheduler.Job{}, err
+	}
+	rot, err := newRotator(s, p.stores.value, p.log)
+	if err != nil {
+		return scheduler.Job{}, err
+	}
+	opts := rotators.Options{
+		Publisher: p.bus, Tenant: p.cfg.tenant, Logger: p.log, Observe: observe,
+		Gate: s.gate, MinAge: s.MinAge,
+		// Two users that alternate need no room: set replaces the password of
+		// the one that is superseded. Only a gate takes it away earlier.
+		KeepPrevious: s.gate.IsZero() && s.Rotator == rotatorPostgresAlternating,
+	}
+	if edit != nil {
+		edit(&opts)
+	}
+	runner := rotators.NewRunner(store, rot, &opts)
+	p.runners[s.ref] = runner
+	return scheduler.Job{
+		Ref: s.ref, Tenant: s.Tenant, Spec: s.spec, Calendar: s.calendar, Jitter: s.Jitter, After: s.after,
+		Retry: scheduler.Retry{First: s.Retry.First, Longest: s.Retry.Longest, Limit: s.Retry.Limit},
+		Gated: !s.gate.IsZero(), Runner: runner, Store: store,
+	}, nil
 }
 
 // open opens what the configuration describes, for a command that ends by
 // itself within limit. The caller calls done.
-func (e *env) open(limit time.Duration, observe func(rotators.Progress)) (ctx context.Context, p *pipeline, done func(), err error) {
+func (e *env) open(limit time.Duration, observe func(rotators.Progress), edit ...func(*rotators.Options)) (ctx context.Context, p *pipeline, done func(), err error) {
 	cfg, err := loadConfig(e.config)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, limit)
-	if p, err = openPipeline(ctx, cfg, e.log, observe); err != nil {
+	all := func(o *rotators.Options) {
+		for _, f := range edit {
+			f(o)
+		}
+	}
+	if p, err = openPipeline(ctx, cfg, e.log, observe, all); err != nil {
 		cancel()
 		return nil, nil, nil, err
 	}
@@ -117,19 +155,53 @@ func (e *env) open(limit time.Duration, observe func(rotators.Progress)) (ctx co
 }
 
 func (p *pipeline) close() {
+	if p.stores != nil {
+		if err := p.stores.close(); err != nil {
+			p.log.Warn("a store was not closed", "err", err)
+		}
+	}
 	if p.nc != nil {
 		p.nc.Close()
 	}
 }
 
-// rotate rotates a configured secret; see [rotators.Runner.Rotate].
-func (p *pipeline) rotate(ctx context.Context, r ref.Ref, token string) (rotators.Result, error) {
-	runner, ok := p.runners[r]
-	if !ok {
-		_, err := p.cfg.secret(r)
-		return rotators.Result{Ref: r, Token: token}, err
+// runner returns the runner of a configured secret.
+func (p *pipeline) runner(r ref.Ref) (*rotators.Runner, error) {
+	if runner, ok := p.runners[r]; ok {
+		return runner, nil
 	}
-	return runner.Rotate(ctx, r, token)
+	return nil, p.cfg.errNotConfigured(r)
+}
+
+// holdWait is how long a command waits for a rotation elsewhere.
+const holdWait = 30 * time.Second
+
+// with calls f with the runner of r while no other process rotates r or what
+// r's rotation depends on.
+func (p *pipeline) with(ctx context.Context, r ref.Ref, f func(context.Context, *rotators.Runner) error) error {
+	runner, err := p.runner(r)
+	if err != nil {
+		return err
+	}
+	held, unlock, err := p.sched.Hold(ctx, r, holdWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f(held, runner)
+}
+
+// rotate rotates a configured secret; see [rotators.Runner.Rotate].
+func (p *pipeline) rotate(ctx context.Context, r ref.Ref, token string) (res rotators.Result, err error) {
+	res = rotators.Result{Ref: r, Token: token}
+	err = p.with(ctx, r, func(ctx context.Context, runner *rotators.Runner) (err error) {
+		res, err = runner.Rotate(ctx, r, token)
+		return err
+	})
+	if err == nil {
+		p.sched.AskGate(ctx, r)
+	}
+	return res, err
 }
 
 // serve runs the notifier and the scheduled rotations until ctx is done, then
@@ -145,14 +217,18 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 			return err
 		}
 	}
-	if err := p.reconcileSchedules(ctx); err != nil {
+	if done, err := p.sched.Reconcile(ctx, p.bus); err == nil {
+		if done.Removed > 0 {
+			p.log.WarnContext(ctx, "schedules removed: their secrets are not in the configuration any more, or have none", "removed", done.Removed)
+		}
+	} else {
 		if src != nil {
 			err = errors.Join(err, src.Close())
 		}
 		return err
 	}
 	var wg sync.WaitGroup
-	errs := make(chan error, 2)
+	errs := make(chan error, 3)
 	run := func(what string, f func() error) {
 		wg.Go(func() {
 			if err := f(); err != nil {
@@ -161,7 +237,16 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 			}
 		})
 	}
-	run("schedules", func() error { return p.bus.RunSchedules(ctx, p.scheduled) })
+	run("schedules", func() error {
+		return p.bus.RunSchedules(ctx, func(ctx context.Context, f natsbus.Firing) error {
+			ctx, cancel := outlast(ctx, stopGrace)
+			defer cancel()
+			return p.sched.Fire(ctx, f)
+		})
+	})
+	run("triggers", func() error {
+		return p.bus.Work(ctx, workName(p.cfg.Name), events.Filter{Types: scheduler.Wanted()}, p.sched.Hear)
+	})
 	addr := ""
 	if src != nil {
 		n := notifier.New(p.bus, p.bus, &notifier.Options{Tenant: p.cfg.tenant, Logger: p.log})
@@ -202,34 +287,20 @@ func (p *pipeline) webhook(ctx context.Context) (*webhook.Source, error) {
 	})
 }
 
-// reconcileSchedules makes the schedules in JetStream those of the
-// configuration. Those of another deployment, told by the name that each
-// carries, are left alone.
-func (p *pipeline) reconcileSchedules(ctx context.Context) error {
-	want := map[string]bool{}
-	for i := range p.cfg.Secrets {
-		s := &p.cfg.Secrets[i]
-		if s.Schedule == "" {
-			continue
+// workName is the deployment's name as a durable consumer may have it.
+func workName(deployment string) string {
+	clean := strings.Map(func(r rune) rune {
+		if r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
 		}
-		want[s.ref.String()] = true
-		if err := p.bus.Schedule(ctx, s.ref.String(), s.spec, []byte(p.cfg.Name)); err != nil {
-			return fmt.Errorf("schedule %s: %w", s.ref, err)
-		}
+		return '_'
+	}, deployment)
+	if clean == deployment && len(clean) <= 40 {
+		return "triggers-" + clean
 	}
-	have, err := p.bus.ListSchedules(ctx)
-	if err != nil {
-		return fmt.Errorf("list schedules: %w", err)
-	}
-	for _, h := range have {
-		if !want[h.Name] && string(h.Payload) == p.cfg.Name {
-			p.log.WarnContext(ctx, "schedule removed: its secret is not in the configuration any more", "secret", h.Name)
-			if err := p.bus.Unschedule(ctx, h.Name); err != nil {
-				return fmt.Errorf("unschedule %s: %w", h.Name, err)
-			}
-		}
-	}
-	return nil
+	// Two names that look alike once cleaned stay two.
+	sum := sha256.Sum256([]byte(deployment))
+	return fmt.Sprintf("triggers-%.40s-%x", clean, sum[:6])
 }
 
 // stopGrace is how long a rotation under way may go on after the end was asked
@@ -244,30 +315,6 @@ func outlast(ctx context.Context, grace time.Duration) (context.Context, context
 		context.AfterFunc(out, func() { t.Stop() })
 	})
 	return out, func() { stop(); cancel() }
-}
-
-// scheduled rotates because a schedule fired. The token is the firing's, so
-// that a firing which is delivered again, after a crash or a lost answer, is
-// the same rotation. What can never work is logged and not asked again until
-// the next firing.
-func (p *pipeline) scheduled(ctx context.Context, f natsbus.Firing) error {
-	ctx, cancel := outlast(ctx, stopGrace)
-	defer cancel()
-	r, err := ref.Parse(f.Name)
-	if err != nil {
-		return err
-	}
-	if _, ok := p.runners[r]; !ok {
-		// Another replica may have a newer configuration, or another
-		// deployment may share the server: it is theirs.
-		return fault.Newf(fault.Unavailable, "schedule", "%s is not in the configuration of this process", r)
-	}
-	_, err = p.rotate(ctx, r, rotators.TokenOf(f.ID))
-	if fault.Is(err, fault.NotFound) {
-		p.log.ErrorContext(ctx, "scheduled rotation cannot work", "secret", f.Name, "err", err)
-		return nil
-	}
-	return err
 }
 
 // rootCAs reads a bundle; no path means the system's.

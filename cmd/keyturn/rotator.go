@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/rotators"
@@ -13,14 +14,14 @@ import (
 
 // newRotator makes the rotator that s names. authority reads the secret that
 // another one names in masterarn or adminarn.
-func newRotator(s *secretConfig, authority func(ctx context.Context, name string) (secrets.Value, error)) (rotators.Rotator, error) {
+func newRotator(s *secretConfig, authority func(ctx context.Context, name string) (secrets.Value, error), log *slog.Logger) (rotators.Rotator, error) {
 	switch s.Rotator {
 	case rotatorPostgresSingle, rotatorPostgresAlternating:
 		pool, err := rootCAs(s.Postgres.CAFile)
 		if err != nil {
 			return nil, err
 		}
-		opts := &postgres.Options{RootCAs: pool, AllowPlaintext: s.Postgres.AllowPlaintext, ConnectTimeout: s.Postgres.ConnectTimeout}
+		opts := &postgres.Options{RootCAs: pool, AllowPlaintext: s.Postgres.AllowPlaintext, ConnectTimeout: s.Postgres.ConnectTimeout, Policy: s.Password.policy(), Logger: log}
 		if s.Rotator == rotatorPostgresSingle {
 			return postgres.NewSingle(opts), nil
 		}

@@ -15,7 +15,7 @@ func (*serveCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	p, err := openPipeline(e.ctx, cfg, e.log, nil)
+	p, err := openPipeline(e.ctx, cfg, e.log, nil, nil)
 	if err != nil {
 		return err
 	}

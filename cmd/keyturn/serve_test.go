@@ -31,7 +31,7 @@ func pipelineOf(t *testing.T, url, deployment, key string, names ...string) *pip
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil)
+	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestDeploymentsShareAServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	schedules := func(p *pipeline) string {
-		if err := p.reconcileSchedules(t.Context()); err != nil {
+		if _, err := p.sched.Reconcile(t.Context(), p.bus); err != nil {
 			t.Fatal(err)
 		}
 		list, err := p.bus.ListSchedules(t.Context())
@@ -72,7 +72,7 @@ func TestDeploymentsShareAServer(t *testing.T) {
 	if got := schedules(pipelineOf(t, srv.URL(), "a", key, "two")); got != "three two" {
 		t.Errorf("schedules %q after a secret was taken out; want the others", got)
 	}
-	err := b.scheduled(t.Context(), natsbus.Firing{Name: "nats://keyturn/two", ID: "two/1/1", Attempt: 1})
+	err := b.sched.Fire(t.Context(), natsbus.Firing{Name: "nats://keyturn/two", ID: "two/1/1", Attempt: 1})
 	if !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a firing of another deployment: %v; want that it is given back", err)
 	}

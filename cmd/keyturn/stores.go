@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	awsconfig "github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -17,6 +15,8 @@ import (
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
 	"github.com/keyturn/keyturn/secrets/awssm"
+	"github.com/keyturn/keyturn/secrets/azurekv"
+	"github.com/keyturn/keyturn/secrets/gcpsm"
 	"github.com/keyturn/keyturn/secrets/natskv"
 )
 
@@ -26,43 +26,74 @@ type stores struct {
 	cfg *config
 	nc  *nats.Conn
 	log *slog.Logger
+	// locks keep one writer a secret where the store cannot.
+	locks secrets.Locker
 
-	mu   sync.Mutex
-	nats *natskv.Store
-	aws  map[string]*awssm.Store // by region
+	mu     sync.Mutex
+	nats   *natskv.Store
+	clouds map[string]secrets.Store // by what one client serves
+	closes []func() error
+	gcp    gcpsm.Projects
 }
 
 // of returns the store that holds r.
 func (s *stores) of(ctx context.Context, r ref.Ref) (secrets.Store, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch r.Provider {
-	case ref.NATS:
+	if r.Provider == ref.NATS {
 		return s.openNATS(ctx)
-	case ref.AWS:
-		region := r.ScopePart(1)
-		if st, ok := s.aws[region]; ok {
-			return st, nil
-		}
-		// Credentials are looked for where every AWS tool looks: environment,
-		// profile, instance or task role.
-		c, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(region))
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "AWS configuration", err)
-		}
-		st := awssm.New(secretsmanager.NewFromConfig(c, func(o *secretsmanager.Options) {
-			if s.cfg.AWS.Endpoint != "" {
-				o.BaseEndpoint = aws.String(s.cfg.AWS.Endpoint)
-			}
-		}), &awssm.Options{Logger: s.log})
-		if s.aws == nil {
-			s.aws = map[string]*awssm.Store{}
-		}
-		s.aws[region] = st
-		return st, nil
-	case ref.GCP, ref.Azure, ref.Vault:
 	}
-	return nil, fault.Newf(fault.Invalid, "store", "%s: this version reads and writes nats:// and aws:// secrets", r)
+	key, open := string(r.Provider), s.openGCP
+	switch r.Provider {
+	case ref.AWS:
+		key, open = "aws "+r.ScopePart(1), func(ctx context.Context) (secrets.Store, error) { return s.openAWS(ctx, r.ScopePart(1)) }
+	case ref.Vault:
+		key, open = "vault "+r.ScopePart(0), func(ctx context.Context) (secrets.Store, error) { return s.openVault(ctx, r.ScopePart(0)) }
+	case ref.Azure:
+		open = s.openAzure
+	case ref.GCP:
+	case ref.NATS:
+	}
+	if st, ok := s.clouds[key]; ok {
+		return st, nil
+	}
+	st, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.clouds == nil {
+		s.clouds = map[string]secrets.Store{}
+	}
+	s.clouds[key] = st
+	return st, nil
+}
+
+// close ends what the stores keep open.
+func (s *stores) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, f := range s.closes {
+		errs = append(errs, f())
+	}
+	s.closes = nil
+	return errors.Join(errs...)
+}
+
+// canonical returns r as the configuration spells it: events of GCP have the
+// project's number, and Azure tells names in the case in which they were
+// first written.
+func (s *stores) canonical(r ref.Ref) ref.Ref {
+	switch r.Provider {
+	case ref.GCP:
+		if named, ok := s.gcp.Named(r); ok {
+			return named
+		}
+	case ref.Azure:
+		return azurekv.Canonical(r)
+	case ref.AWS, ref.Vault, ref.NATS:
+	}
+	return r
 }
 
 // builtIn returns the built-in store.

@@ -191,7 +191,7 @@ func (c Calendar) Next(t time.Time) (time.Time, bool) {
 	}
 	slices.SortFunc(opens, time.Time.Compare)
 	for _, o := range opens {
-		if !o.Before(t) && c.Allows(o) {
+		if !o.Before(t) && o.Before(t.AddDate(0, 0, horizon)) && c.Allows(o) {
 			return o, true
 		}
 	}

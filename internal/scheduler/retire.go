@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/ref"
 )
 
 // sweepers is how many gates are asked at once.
@@ -37,6 +38,14 @@ func (s *Scheduler) sweep(ctx context.Context, j *Job) error {
 		return nil // no time alone changes it; the next sweep looks again
 	}
 	return s.bus.ScheduleFor(ctx, retireName(j.Ref), retireName(j.Ref), natsbus.Spec{At: got.Next}, s.payload())
+}
+
+// AskGate sets the deadline of a secret's gate after a rotation that this
+// scheduler did not run. What fails here the next sweep makes good.
+func (s *Scheduler) AskGate(ctx context.Context, r ref.Ref) {
+	if j := s.jobs[r]; j != nil {
+		s.succeeded(ctx, j)
+	}
 }
 
 // sweepAll asks every gate: a deadline may have been lost with the process

@@ -111,8 +111,8 @@ func (s *Scheduler) locked(ctx context.Context, j *Job, t trigger, rotate func(c
 	if err != nil {
 		return natsbus.After(orderPoll, err)
 	}
-	defer unlock()
 	err = rotate(held)
+	unlock() // the gate, asked next, takes the locks by itself
 	if err == nil {
 		s.succeeded(ctx, j)
 		return nil

@@ -76,6 +76,9 @@ type Options struct {
 	// SweepEvery is how often every gate is asked, besides its own deadline.
 	// An hour by default.
 	SweepEvery time.Duration
+	// Canonical spells the ref of an event as the jobs spell theirs. By
+	// default it is taken as it is.
+	Canonical func(ref.Ref) ref.Ref
 	// Now is the clock; time.Now by default.
 	Now func() time.Time
 }
@@ -104,6 +107,9 @@ func New(bus Bus, locks Locks, owner string, jobs []Job, opts *Options) (*Schedu
 	}
 	if s.o.SweepEvery == 0 {
 		s.o.SweepEvery = time.Hour
+	}
+	if s.o.Canonical == nil {
+		s.o.Canonical = func(r ref.Ref) ref.Ref { return r }
 	}
 	if s.o.Now == nil {
 		s.o.Now = time.Now
@@ -204,7 +210,7 @@ func (s *Scheduler) Request(ctx context.Context, r ref.Ref, cause, id string, wh
 func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
 	switch e.Type {
 	case events.RotationRequested, events.SecretNearExpiry:
-		return s.Request(ctx, e.Data.Ref, string(e.Type), e.ID, e.Time)
+		return s.Request(ctx, s.o.Canonical(e.Data.Ref), string(e.Type), e.ID, e.Time)
 	}
 	return nil
 }

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyturn/keyturn/internal/natslock"
+)
+
+// openLocks opens what keeps secrets apart across processes.
+func openLocks(ctx context.Context, nc *nats.Conn, replicas int, log *slog.Logger) (*natslock.Locks, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("JetStream: %w", err)
+	}
+	return natslock.Open(ctx, js, &natslock.Options{Replicas: replicas, Logger: log})
+}
