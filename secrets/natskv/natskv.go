@@ -81,6 +81,7 @@ type keyValue interface {
 	Create(ctx context.Context, key string, value []byte, opts ...jetstream.KVCreateOpt) (uint64, error)
 	Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error)
 	WatchAll(ctx context.Context, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error)
+	Status(ctx context.Context) (jetstream.KeyValueStatus, error)
 }
 
 // A Store is one bucket. It is safe for concurrent use, by several processes
@@ -193,13 +194,14 @@ func (s *Store) key(op string, r ref.Ref) (string, error) {
 }
 
 // List returns the refs of all secrets in the bucket, in no order. It fails
-// rather than return a part of them.
+// rather than return a part of them: an entry that is written while it lists
+// is told after the others, so they are counted.
 func (s *Store) List(ctx context.Context) ([]ref.Ref, error) {
 	op := "natskv: list bucket " + s.bucket
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	slow := time.AfterFunc(s.timeout, cancel) // the watch lives as long as its context
-	w, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes(), jetstream.MetaOnly())
+	w, err := s.kv.WatchAll(ctx, jetstream.MetaOnly())
 	slow.Stop()
 	if err != nil {
 		return nil, classify(op, err)
@@ -207,32 +209,43 @@ func (s *Store) List(ctx context.Context) ([]ref.Ref, error) {
 	defer func() { _ = w.Stop() }()
 	quiet := time.NewTimer(s.timeout)
 	defer quiet.Stop()
-	seen := map[string]bool{}
-	var refs []ref.Ref
-	for {
+	live := map[string]bool{} // by key; a deleted one is not
+	expected := -1            // entries, unknown until the watch has told what was there
+	for expected < 0 || len(live) < expected {
 		select {
 		case <-ctx.Done():
 			return nil, classify(op, ctx.Err())
 		case <-quiet.C:
-			return nil, fault.Newf(fault.Unavailable, op, "no answer for %s after %d secrets; try again", s.timeout, len(refs))
+			return nil, fault.Newf(fault.Unavailable, op, "no answer for %s after %d secrets; try again", s.timeout, len(live))
 		case e, ok := <-w.Updates():
 			if !ok {
-				return nil, fault.Newf(fault.Unavailable, op, "the subscription ended after %d secrets; try again", len(refs))
-			}
-			if e == nil { // all are told
-				return refs, nil
+				return nil, fault.Newf(fault.Unavailable, op, "the subscription ended after %d secrets; try again", len(live))
 			}
 			quiet.Reset(s.timeout)
-			name, err := EntryName(e.Key())
-			if err != nil || seen[e.Key()] {
-				continue // not ours, or written meanwhile
+			if e != nil {
+				live[e.Key()] = e.Operation() == jetstream.KeyValuePut
+				continue
 			}
-			seen[e.Key()] = true
-			r, err := ref.New(ref.NATS, name, s.bucket)
+			bounded, cancel := context.WithTimeout(ctx, s.timeout)
+			status, err := s.kv.Status(bounded)
+			cancel()
 			if err != nil {
-				return nil, err
+				return nil, classify(op, err)
 			}
-			refs = append(refs, r)
+			expected = int(status.Values())
 		}
 	}
+	var refs []ref.Ref
+	for key, is := range live {
+		name, err := EntryName(key)
+		if err != nil || !is {
+			continue // not ours, or deleted
+		}
+		r, err := ref.New(ref.NATS, name, s.bucket)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, r)
+	}
+	return refs, nil
 }

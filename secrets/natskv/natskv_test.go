@@ -50,6 +50,11 @@ func (k *injectedKV) WatchAll(ctx context.Context, opts ...jetstream.WatchOpt) (
 	return w, err
 }
 
+func (k *injectedKV) Status(ctx context.Context) (s jetstream.KeyValueStatus, err error) {
+	err = k.in.Call("kv.Status", func() (err error) { s, err = k.kv.Status(ctx); return err })
+	return s, err
+}
+
 // backend is one real server and one bucket.
 type backend struct {
 	srv    *testenv.NATSServer
@@ -341,6 +346,16 @@ func TestListAndContention(t *testing.T) {
 		}
 	}
 	wg.Wait()
+	kv, err := b.jetStream(t).KeyValue(t.Context(), b.bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kv.Delete(t.Context(), EntryKey("A")); err != nil {
+		t.Fatal(err)
+	}
+	if refs, err := b.seeds.List(t.Context()); err != nil || len(refs) != len(names)-1 {
+		t.Errorf("listed %d secrets after one was deleted, %v; expected %d", len(refs), err, len(names)-1)
+	}
 	long := ref.Ref{Provider: ref.NATS, Scope: b.bucket, Name: string(make([]byte, maxKey))}
 	if _, err := b.seeds.CreateSecret(t.Context(), long, secrets.NewString("x")); !fault.Is(err, fault.Invalid) {
 		t.Errorf("create with a name that is too long: %v, expected invalid", err)

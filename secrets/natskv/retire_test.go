@@ -327,3 +327,31 @@ func TestRetireCrashes(t *testing.T) {
 	})
 	t.Logf("crash points of retiring: %d", points)
 }
+
+// TestStoredStandings pins what is on the server of a version's standing.
+func TestStoredStandings(t *testing.T) {
+	const current = `"current":{"id":"ID","token":"T","created":"2026-01-02T03:04:05.000000006Z","activated":"2026-01-02T04:04:05.000000006Z","key":"79f2ecab187c","box":"zzKzHtjwu0VPSe1Bi5dcCTF2fugDqv5epPBa4llItV1NpUsVv7RvorWEu8sXlV2+an2vk5RptIbj+Q=="}`
+	keys, err := ParseKeys([]byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := ref.Ref{Provider: ref.NATS, Scope: "keyturn", Name: "acme/db"}
+	for _, previous := range []string{
+		`"previous":{"id":"OLD","token":"T","created":"2026-01-02T03:04:05.000000006Z","disabled":true,"key":"79f2ecab187c","box":"g9SpqZs1i9qt7wGsn0ymForIPEH/KmNDpfkHDCvdoy6ZdZRF7uTSVHV6LHZYKleS2GGco6iIyerExw=="}`,
+		`"previous":{"id":"OLD","token":"T","created":"2026-01-02T03:04:05.000000006Z","held":true,"key":"79f2ecab187c","box":"T9jruZh9FOVe6Ru8fPCyGrO91JBmI7kZcohdVGtdiFrx0ESWlrDdylWEYAj8tHWuDESfi53sdgKMow=="}`,
+	} {
+		text := `{"format":1,` + current + "," + previous + "}"
+		rec, err := decodeRecord("test", r, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, stage := range []secrets.Stage{secrets.Current, secrets.Previous} {
+			if v, err := keys.open("test", r, stage, rec.at(stage)); err != nil || !v.Value.Equal(secrets.NewString("stored by format 1")) {
+				t.Errorf("open %s: %v", stage, err)
+			}
+		}
+		if b, err := json.Marshal(rec); err != nil || string(b) != text {
+			t.Errorf("stored again as %s, %v", b, err)
+		}
+	}
+}
