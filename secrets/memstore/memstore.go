@@ -40,7 +40,7 @@ type Store struct {
 type staged struct {
 	current, pending, previous *secrets.Version
 	activated                  time.Time // of current
-	disabled                   bool      // previous is
+	disabled, held             bool      // previous is
 }
 
 // New returns an empty Store.
@@ -122,7 +122,7 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 		case token == st.current.Token:
 		case st.pending != nil && st.pending.Token == token:
 			st.current, st.pending, st.previous = st.pending, nil, st.current
-			st.activated, st.disabled = time.Now().UTC(), false
+			st.activated, st.disabled, st.held = time.Now().UTC(), false, false
 		case st.pending != nil:
 			return fault.Newf(fault.Conflict, op, "rotation %s of %s is pending, not %s; read the secret again", st.pending.Token, r, token)
 		case st.previous != nil && st.previous.Token == token:
@@ -173,7 +173,7 @@ func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, 
 			case secrets.Current:
 				info.Activated = st.activated
 			case secrets.Previous:
-				info.Disabled = st.disabled
+				info.Disabled, info.Held = st.disabled, st.held
 			case secrets.Pending:
 			}
 			d.Versions = append(d.Versions, info)

@@ -17,7 +17,7 @@ func (s *Store) Disable(ctx context.Context, r ref.Ref, version string) error {
 		if st.previous == nil || st.previous.ID != version {
 			return noVersion("memstore: disable", r, version)
 		}
-		st.disabled = true
+		st.disabled, st.held = true, false
 		return nil
 	})
 }
@@ -27,6 +27,7 @@ func (s *Store) Enable(ctx context.Context, r ref.Ref, version string) error {
 	return s.with(ctx, "enable", r, func(st *staged) error {
 		switch {
 		case st.previous != nil && st.previous.ID == version:
+			st.held = st.held || st.disabled
 			st.disabled = false
 		case st.current.ID == version:
 		case st.pending != nil && st.pending.ID == version:

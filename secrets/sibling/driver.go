@@ -106,8 +106,10 @@ type Driver interface {
 	Record(ctx context.Context, r ref.Ref, id, token, previous string) error
 
 	// SetDisabled takes a version of the main secret out of use or back into
-	// it. It never disables the newest version, which is a Conflict. NotFound
-	// if it is not there or destroyed. Done already is success.
+	// it, and in the latter case notes that it is held: in the same step or
+	// before, since a version that is in use is left as it is. A disabled one
+	// is not held. The newest version is never disabled, which is a Conflict.
+	// NotFound if it is not there or destroyed. Done already is success.
 	SetDisabled(ctx context.Context, r ref.Ref, id string, disabled bool) error
 	// Destroy makes a version's value unrecoverable, as far as the backend
 	// can. One that is not there is success.

@@ -42,6 +42,7 @@ type version struct {
 	previous            string
 	created             time.Time
 	disabled, destroyed bool
+	held                bool
 }
 
 func newService(k kind) *service {
@@ -149,7 +150,7 @@ func tell(v *version) *sibling.Version {
 	if v == nil {
 		return nil
 	}
-	return &sibling.Version{ID: v.String(), Token: v.token, Created: v.created, Disabled: v.disabled}
+	return &sibling.Version{ID: v.String(), Token: v.token, Created: v.created, Disabled: v.disabled, Held: v.held}
 }
 
 func (d *driver) Main(ctx context.Context, r ref.Ref) (m *sibling.Main, err error) {
@@ -300,7 +301,7 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 			return fault.Newf(fault.Conflict, "mem: set disabled", "version %s of %s is the newest", id, r)
 		}
 		if v.disabled != disabled {
-			v.disabled = disabled
+			v.disabled, v.held = disabled, !disabled
 			d.b.main[r].rev++
 		}
 		return nil

@@ -166,7 +166,7 @@ func (s *Store) Describe(ctx context.Context, r ref.Ref) (*secrets.Description, 
 	}
 	if v := m.Previous; v != nil {
 		d.Versions = append(d.Versions, secrets.VersionInfo{
-			ID: v.ID, Token: v.Token, Stages: []secrets.Stage{secrets.Previous}, Created: v.Created, Disabled: v.Disabled,
+			ID: v.ID, Token: v.Token, Stages: []secrets.Stage{secrets.Previous}, Created: v.Created, Disabled: v.Disabled, Held: v.Held,
 		})
 	}
 	return d, nil

@@ -66,16 +66,16 @@ func supersede(ctx context.Context, t *testing.T, b Backend) superseded {
 	return w
 }
 
-// stages is how w looks with its previous version disabled or not.
-func (w superseded) stages(disabled bool) stages {
-	return stages{current: w.current, currentToken: w.currentToken, previous: w.previous, disabled: disabled}
+// stages is how w looks with its previous version in that standing.
+func (w superseded) stages(st standing) stages {
+	return stages{current: w.current, currentToken: w.currentToken, previous: w.previous, standing: st}
 }
 
 // wantPrevious fails t unless the version that w was made with still is the
 // previous one, whether it can be read or not.
-func (w superseded) wantPrevious(ctx context.Context, t *testing.T, s secrets.Store, disabled bool) {
+func (w superseded) wantPrevious(ctx context.Context, t *testing.T, s secrets.Store, st standing) {
 	t.Helper()
-	wantStages(ctx, t, s, w.r, w.stages(disabled))
+	wantStages(ctx, t, s, w.r, w.stages(st))
 	d := must[*secrets.Description](t, "describe")(s.Describe(ctx, w.r))
 	if h := d.Holder(secrets.Previous); h != nil && (h.ID != w.id || h.Token != w.previousToken) {
 		t.Errorf("previous is version %q of rotation %q, expected %q of %q", h.ID, h.Token, w.id, w.previousToken)
@@ -93,7 +93,7 @@ func testDisable(ctx context.Context, t *testing.T, b Backend, s disabler) {
 	w := supersede(ctx, t, b)
 	for range 3 { // the first does it, the others change nothing
 		wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
-		w.wantPrevious(ctx, t, b.Open(t, nil), true)
+		w.wantPrevious(ctx, t, b.Open(t, nil), disabled)
 	}
 	// The token is not free for that.
 	_, err := s.PutPending(ctx, w.r, w.previousToken, value())
@@ -102,18 +102,18 @@ func testDisable(ctx context.Context, t *testing.T, b Backend, s disabler) {
 	wantKind(t, "promote the disabled version's token", err, fault.Conflict)
 	must[*secrets.Version](t, "promote current again")(s.Promote(ctx, w.r, w.currentToken))
 	wantOK(t, "discard of what is current", s.Discard(ctx, w.r, w.currentToken))
-	w.wantPrevious(ctx, t, s, true)
+	w.wantPrevious(ctx, t, s, disabled)
 }
 
 func testEnable(ctx context.Context, t *testing.T, b Backend, s disabler) {
 	w := supersede(ctx, t, b)
 	wantOK(t, "enable what was never disabled", s.Enable(ctx, w.r, w.id))
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, untouched)
 	for range 2 { // there and back, and once more
 		wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
 		for range 2 {
 			wantOK(t, "enable", openDisabler(t, b).Enable(ctx, w.r, w.id))
-			w.wantPrevious(ctx, t, b.Open(t, nil), false)
+			w.wantPrevious(ctx, t, b.Open(t, nil), held)
 			got := must[*secrets.Version](t, "get previous")(s.Get(ctx, w.r, secrets.Previous))
 			wantVersion(t, "what was disabled and enabled", got, w.previousToken, w.previous)
 		}
@@ -123,11 +123,11 @@ func testEnable(ctx context.Context, t *testing.T, b Backend, s disabler) {
 func testDestroy(ctx context.Context, t *testing.T, b Backend, s disabler) {
 	w := supersede(ctx, t, b)
 	wantKind(t, "destroy of what is not disabled", s.Destroy(ctx, w.r, w.id), fault.Conflict)
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, untouched)
 	wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
 	wantOK(t, "enable", s.Enable(ctx, w.r, w.id))
 	wantKind(t, "destroy of what is enabled again", s.Destroy(ctx, w.r, w.id), fault.Conflict)
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, held)
 
 	wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
 	for range 2 {
@@ -171,12 +171,12 @@ func testInUse(ctx context.Context, t *testing.T, b Backend, s disabler) {
 			t.Errorf("version %s is described as %s and as previous", h.ID, stage)
 		}
 	}
-	want := w.stages(false)
+	want := w.stages(untouched)
 	want.pending, want.pendingToken = v, tok
 	wantStages(ctx, t, b.Open(t, nil), w.r, want)
 	// Beside a pending version the previous one can be.
 	wantOK(t, "disable beside a pending version", s.Disable(ctx, w.r, w.id))
-	want.disabled = true
+	want.standing = disabled
 	wantStages(ctx, t, b.Open(t, nil), w.r, want)
 }
 
@@ -203,7 +203,7 @@ func testNoVersion(ctx context.Context, t *testing.T, b Backend, s disabler) {
 			wantKind(t, fmt.Sprintf("destroy version %q", id), err, fault.NotFound, fault.Invalid)
 		}
 	}
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, untouched)
 
 	unknown := w.r
 	unknown.Name += "-unknown"
@@ -223,7 +223,7 @@ func testAfterDisable(ctx context.Context, t *testing.T, b Backend, s disabler) 
 	wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
 	v, tok := value(), token()
 	put(ctx, t, b, s, w.r, tok, v)
-	want := w.stages(true)
+	want := w.stages(disabled)
 	want.pending, want.pendingToken = v, tok
 	wantStages(ctx, t, b.Open(t, nil), w.r, want)
 	for range 2 {
@@ -269,13 +269,13 @@ func testRetireContext(ctx context.Context, t *testing.T, b Backend, s disabler)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	wantKind(t, "disable after the context ended", s.Disable(ended, w.r, w.id), fault.Unavailable)
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, untouched)
 	wantOK(t, "disable", s.Disable(ctx, w.r, w.id))
 	wantKind(t, "enable after the context ended", s.Enable(ended, w.r, w.id), fault.Unavailable)
 	wantKind(t, "destroy after the context ended", s.Destroy(ended, w.r, w.id), fault.Unavailable)
-	w.wantPrevious(ctx, t, s, true)
+	w.wantPrevious(ctx, t, s, disabled)
 	wantOK(t, "enable", s.Enable(ctx, w.r, w.id))
-	w.wantPrevious(ctx, t, s, false)
+	w.wantPrevious(ctx, t, s, held)
 }
 
 // leakRetire retires what r superseded, wrongly first and in every way, and

@@ -29,7 +29,7 @@ func testDisableRace(ctx context.Context, t *testing.T, b Backend) {
 				errs[i] = s.(secrets.Disabler).Disable(ctx, w.r, w.id)
 			}
 		})
-		disabled := false
+		want := untouched
 		for i, err := range errs {
 			switch what := fmt.Sprintf("caller %d", i); {
 			case i%8 < 2:
@@ -40,7 +40,9 @@ func testDisableRace(ctx context.Context, t *testing.T, b Backend) {
 				if err != nil {
 					wantKind(t, what+": disable what is current", err, fault.Conflict)
 				}
-				disabled = disabled || err == nil
+				if err == nil {
+					want = disabled
+				}
 			default:
 				if err != nil { // the store may have forgotten it
 					wantKind(t, what+": disable what is no longer previous", err, fault.NotFound)
@@ -49,7 +51,7 @@ func testDisableRace(ctx context.Context, t *testing.T, b Backend) {
 		}
 		// A promotion that lost against its twin is finished by a retry.
 		must[*secrets.Version](t, "promote again")(b.Open(t, nil).Promote(ctx, w.r, tok))
-		wantStages(ctx, t, b.Open(t, nil), w.r, stages{current: v, currentToken: tok, previous: w.current, disabled: disabled})
+		wantStages(ctx, t, b.Open(t, nil), w.r, stages{current: v, currentToken: tok, previous: w.current, standing: want})
 	}
 }
 
@@ -68,9 +70,9 @@ func attempt(t *testing.T, b Backend, in *crashtest.Injector, f func(d secrets.D
 func crashDisable(ctx context.Context, t *testing.T, b Backend, in *crashtest.Injector) {
 	w := supersede(ctx, t, b)
 	attempt(t, b, in, func(d secrets.Disabler) error { return d.Disable(ctx, w.r, w.id) })
-	w.wantPrevious(ctx, t, b.Open(t, nil), true)
+	w.wantPrevious(ctx, t, b.Open(t, nil), disabled)
 	wantOK(t, "enable", openDisabler(t, b).Enable(ctx, w.r, w.id))
-	w.wantPrevious(ctx, t, b.Open(t, nil), false)
+	w.wantPrevious(ctx, t, b.Open(t, nil), held)
 	wantOK(t, "one more retry", openDisabler(t, b).Disable(ctx, w.r, w.id))
 	next(ctx, t, b, w.r, w.current)
 }
@@ -79,7 +81,7 @@ func crashEnable(ctx context.Context, t *testing.T, b Backend, in *crashtest.Inj
 	w := supersede(ctx, t, b)
 	wantOK(t, "disable", openDisabler(t, b).Disable(ctx, w.r, w.id))
 	attempt(t, b, in, func(d secrets.Disabler) error { return d.Enable(ctx, w.r, w.id) })
-	w.wantPrevious(ctx, t, b.Open(t, nil), false)
+	w.wantPrevious(ctx, t, b.Open(t, nil), held)
 	wantOK(t, "one more retry", openDisabler(t, b).Enable(ctx, w.r, w.id))
 	next(ctx, t, b, w.r, w.current)
 }

@@ -139,8 +139,17 @@ type stages struct {
 	currentToken, pendingToken string // not checked when empty
 	begun                      string // may be described as pending without a value
 	current, pending, previous secrets.Value
-	disabled                   bool // previous is held, and disabled
+	standing                   standing // of previous
 }
+
+// A standing is what became of a superseded version.
+type standing int
+
+const (
+	untouched standing = iota
+	disabled           // previous holds its stage, but cannot be read
+	held               // it was enabled again
+)
 
 // wantStages fails t unless Get and Describe of s both tell w.
 func wantStages(ctx context.Context, t *testing.T, s secrets.Store, r ref.Ref, w stages) {
@@ -152,21 +161,21 @@ func wantStages(ctx context.Context, t *testing.T, s secrets.Store, r ref.Ref, w
 	if d.Ref != r {
 		t.Errorf("the description's ref is %s, expected %s", d.Ref, r)
 	}
-	held := map[secrets.Stage]int{}
+	holders := map[secrets.Stage]int{}
 	for _, v := range d.Versions {
 		if len(v.Stages) == 0 {
 			t.Errorf("version %s is described without holding a stage", v.ID)
 		}
 		current := false
 		for _, st := range v.Stages {
-			held[st]++
+			holders[st]++
 			current = current || st == secrets.Current
 		}
 		if current == v.Activated.IsZero() {
 			t.Errorf("version %s holds %v and is described as activated at %s; expected a time for current and none for the others", v.ID, v.Stages, v.Activated)
 		}
 	}
-	for st, n := range held {
+	for st, n := range holders {
 		if n > 1 {
 			t.Errorf("%d versions hold %s, expected at most one", n, st)
 		}
@@ -182,11 +191,14 @@ func wantStages(ctx context.Context, t *testing.T, s secrets.Store, r ref.Ref, w
 	} {
 		v, err := s.Get(ctx, r, c.stage)
 		h := d.Holder(c.stage)
-		disabled := w.disabled && c.stage == secrets.Previous
-		if h != nil && h.Disabled != disabled {
-			t.Errorf("version %s, which holds %s, is described with disabled %t, expected %t", h.ID, c.stage, h.Disabled, disabled)
+		st := untouched
+		if c.stage == secrets.Previous {
+			st = w.standing
 		}
-		if disabled {
+		if h != nil && (h.Disabled != (st == disabled) || h.Held != (st == held)) {
+			t.Errorf("version %s, which holds %s, is described with disabled %t and held %t, expected %t and %t", h.ID, c.stage, h.Disabled, h.Held, st == disabled, st == held)
+		}
+		if st == disabled {
 			wantKind(t, "get previous, which is disabled", err, fault.NotFound)
 			if h == nil {
 				t.Error("nobody is described as previous, expected the disabled version")
