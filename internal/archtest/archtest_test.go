@@ -133,7 +133,7 @@ var onlyImporters = map[string][]string{
 	"github.com/nats-io/nats-server": {
 		"cmd/keyturn", "internal/testenv",
 	},
-	"github.com/jackc/pgx":       {"rotators/postgres", "agent/pgxauth", "cmd/keyturn"},
+	"github.com/jackc/pgx":       {"rotators/postgres", "agent/pgxauth", "cmd/keyturn", "internal/triggers/triggertest"},
 	"github.com/hashicorp/vault": {"secrets/vaultkv", "internal/vaultfake", "cmd/keyturn", "integration"},
 	"cloud.google.com/go/secretmanager": {
 		"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration",
@@ -164,7 +164,30 @@ var binaries = map[string][]string{
 	"./functions/aws/rotate": {
 		"github.com/keyturn/keyturn", "github.com/aws", "github.com/jackc", "github.com/xdg-go/stringprep",
 	},
+	"./functions/aws/retire": {
+		"github.com/keyturn/keyturn", "github.com/aws", "github.com/jackc", "github.com/xdg-go/stringprep",
+	},
+	"./functions/gcp/rotate":   gcpFunction,
+	"./functions/gcp/retire":   gcpFunction,
+	"./functions/azure/rotate": azureFunction,
+	"./functions/azure/retire": azureFunction,
 }
+
+// What the official clients of the two clouds bring along: Google's tracing,
+// and for Azure the sign-in of people at a browser.
+var (
+	gcpFunction = []string{
+		"github.com/keyturn/keyturn", "github.com/jackc", "github.com/xdg-go/stringprep",
+		"cloud.google.com/go/auth", "cloud.google.com/go/compute/metadata", "cloud.google.com/go/iam", "cloud.google.com/go/secretmanager",
+		"google.golang.org", "github.com/google/s2a-go", "github.com/googleapis", "github.com/cespare/xxhash", "github.com/felixge/httpsnoop",
+		"go.opentelemetry.io", "github.com/go-logr",
+	}
+	azureFunction = []string{
+		"github.com/keyturn/keyturn", "github.com/jackc", "github.com/xdg-go/stringprep",
+		"github.com/Azure/azure-sdk-for-go/sdk", "github.com/AzureAD/microsoft-authentication-library-for-go",
+		"github.com/golang-jwt/jwt", "github.com/google/uuid", "github.com/kylelemons/godebug", "github.com/pkg/browser",
+	}
+)
 
 func TestBinariesLinkOnlyWhatTheyNeed(t *testing.T) {
 	for binary, allowed := range binaries {
