@@ -85,7 +85,16 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 		return natsbus.After(orderPoll, fault.Newf(fault.Unavailable, "schedule", "%s waits for %s, which rotates before it", j.Ref, name))
 	}
 	return s.locked(ctx, j, t, func(ctx context.Context) error {
-		_, err := j.Runner.Rotate(ctx, j.Ref, t.Token)
+		// Whoever held the lock until now may have done it.
+		d, err := j.Store.Describe(ctx, j.Ref)
+		if err != nil {
+			return fmt.Errorf("describe %s: %w", j.Ref, err)
+		}
+		if !unfinished(d) && done(d, t) {
+			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
+			return nil
+		}
+		_, err = j.Runner.Rotate(ctx, j.Ref, t.Token)
 		return err
 	})
 }
