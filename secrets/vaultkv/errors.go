@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -65,9 +66,7 @@ func classify(op string, err error) error {
 	}
 	for _, m := range meanings {
 		if m.status == re.StatusCode && says(re, m.text) {
-			e := fault.Newf(m.kind, op, "%s (status %d)", m.hint, re.StatusCode).(*fault.Error)
-			e.Class = m.class
-			return e
+			return &fault.Error{Kind: m.kind, Class: m.class, Op: op, Msg: fmt.Sprintf("%s (status %d)", m.hint, re.StatusCode)}
 		}
 	}
 	if re.StatusCode >= 500 {

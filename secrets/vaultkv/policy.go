@@ -101,9 +101,10 @@ func (s *Store) Check(ctx context.Context, r ref.Ref) error {
 		}
 	}
 	if len(missing) > 0 {
-		e := fault.Newf(fault.Denied, op, "the token may not: %s; add it to its policy", strings.Join(missing, "; ")).(*fault.Error)
-		e.Class = fault.ClassPermission
-		return e
+		return &fault.Error{
+			Kind: fault.Denied, Class: fault.ClassPermission, Op: op,
+			Msg: "the token may not: " + strings.Join(missing, "; ") + "; add it to its policy",
+		}
 	}
 	if err := s.d.keepsPrevious(ctx, op, r, p); err != nil {
 		return err

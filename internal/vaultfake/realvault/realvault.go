@@ -5,6 +5,7 @@ package realvault
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -44,15 +45,19 @@ func Start(t testing.TB) *Server {
 	dir := t.TempDir()
 	addr := freeAddr(t)
 	var out output
-	cmd := exec.Command(binary, "server", "-dev", "-dev-tls", "-dev-tls-cert-dir="+dir,
+	cmd := exec.Command(binary, //nolint:gosec,noctx // named by who runs the tests; ended below
+		"server", "-dev", "-dev-tls", "-dev-tls-cert-dir="+dir,
 		"-dev-root-token-id="+Root, "-dev-listen-address="+addr, "-dev-no-store-token", "-log-level=warn")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "HOME="+dir, "VAULT_ADDR=", "VAULT_TOKEN=")
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start Vault: %v", err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // a server that ended is seen below
+		close(exited)
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
@@ -69,14 +74,13 @@ func Start(t testing.TB) *Server {
 		}
 	})
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
-		err := s.ready(filepath.Join(dir, "vault-ca.pem"))
+		err := s.ready(t.Context(), filepath.Join(dir, "vault-ca.pem"))
 		if err == nil {
 			return s
 		}
 		select {
-		case werr := <-exited:
-			exited <- werr
-			t.Fatalf("Vault ended: %v\n%s", werr, out.String())
+		case <-exited:
+			t.Fatalf("Vault ended: %s\n%s", cmd.ProcessState, out.String())
 		default:
 		}
 		if time.Now().After(deadline) {
@@ -86,7 +90,7 @@ func Start(t testing.TB) *Server {
 }
 
 // ready reports whether the server is unsealed and has its secret/ mount.
-func (s *Server) ready(ca string) error {
+func (s *Server) ready(ctx context.Context, ca string) error {
 	if s.Transport == nil {
 		pem, err := os.ReadFile(ca)
 		if err != nil {
@@ -98,7 +102,7 @@ func (s *Server) ready(ca string) error {
 		}
 		s.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 64}
 	}
-	req, err := http.NewRequest(http.MethodGet, s.URL+"/v1/secret/config", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/v1/secret/config", nil)
 	if err != nil {
 		return err
 	}
@@ -116,7 +120,7 @@ func (s *Server) ready(ca string) error {
 
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
