@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
 	"google.golang.org/grpc/codes"
@@ -180,6 +181,7 @@ func checkEtag(given, stored, what string) error {
 
 // settle gives the fields that the service works out of others.
 func (s *Server) settle(sec *secret) error {
+	defer func() { s.await(sec.pb.GetExpireTime()) }()
 	if ttl := sec.pb.GetTtl(); ttl != nil {
 		if ttl.AsDuration() <= 0 {
 			return fail(codes.InvalidArgument, "The ttl must be positive.")
@@ -193,6 +195,18 @@ func (s *Server) settle(sec *secret) error {
 // destroyed, expired secrets are deleted. The caller holds the lock.
 func (s *Server) sweep() {
 	now := s.now()
+	if s.due.IsZero() || now.Before(s.due) {
+		return
+	}
+	s.due = time.Time{}
+	defer func() {
+		for _, sec := range s.secrets {
+			s.await(sec.pb.GetExpireTime())
+			for _, v := range sec.versions {
+				s.await(v.pb.GetScheduledDestroyTime())
+			}
+		}
+	}()
 	for name, sec := range s.secrets {
 		for _, v := range sec.versions {
 			if at := v.pb.GetScheduledDestroyTime(); at != nil && !now.Before(at.AsTime()) {
@@ -203,6 +217,13 @@ func (s *Server) sweep() {
 			delete(s.secrets, name)
 			s.notify(sec, nil, "SECRET_DELETE", "deleteType", "EXPIRATION")
 		}
+	}
+}
+
+// await notes the next time at which there is something to sweep.
+func (s *Server) await(at *timestamppb.Timestamp) {
+	if at != nil && (s.due.IsZero() || at.AsTime().Before(s.due)) {
+		s.due = at.AsTime()
 	}
 }
 

@@ -53,7 +53,8 @@ type Server struct {
 	corrupt  int                        // how many answers to damage
 	calls    []Call
 	skew     time.Duration
-	stamp    int64 // of the last etag
+	stamp    int64     // of the last etag
+	due      time.Time // of the next sweep, zero for none
 
 	out      []Notice // of the request that is served
 	history  []Notice

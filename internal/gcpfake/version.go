@@ -184,6 +184,7 @@ func (v *service) DestroySecretVersion(_ context.Context, r *secretmanagerpb.Des
 	case ver.pb.GetScheduledDestroyTime() == nil:
 		ver.pb.State, ver.pb.Etag = secretmanagerpb.SecretVersion_DISABLED, v.s.etag()
 		ver.pb.ScheduledDestroyTime = timestamppb.New(v.s.now().Add(ttl))
+		v.s.await(ver.pb.GetScheduledDestroyTime())
 		v.s.notify(sec, ver, "SECRET_VERSION_DESTROY_SCHEDULED")
 	}
 	return proto.CloneOf(ver.pb), nil

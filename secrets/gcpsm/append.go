@@ -3,6 +3,7 @@ package gcpsm
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"time"
 
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
@@ -108,7 +109,10 @@ func (p place) outlast(ctx context.Context, op string, r ref.Ref, etag, current 
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return fault.New(fault.Unavailable, op, ctx.Err())
+			return &fault.Error{
+				Kind: fault.Unavailable, Class: fault.ClassConcurrency, Op: op, Err: ctx.Err(),
+				Msg: fmt.Sprintf("somebody claimed %s and may be about to add a version; allow more than %s", r, p.d.opts.Timeout+p.d.opts.Timeout/4),
+			}
 		}
 		pause = min(2*pause, time.Second)
 		sec, err := p.get(ctx)

@@ -103,7 +103,7 @@ func classify(ctx context.Context, op string, quiet bool, err error) error {
 // status makes of them would be a code that nobody sent.
 func statusOf(err error) (*status.Status, bool) {
 	var has interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &has) || has.GRPCStatus() == nil {
+	if err == nil || !errors.As(err, &has) || has.GRPCStatus() == nil {
 		return nil, false
 	}
 	return has.GRPCStatus(), true

@@ -2,7 +2,6 @@ package gcpsm
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
@@ -76,7 +75,7 @@ func (p place) siblings(ctx context.Context) ([]*secretmanagerpb.Secret, error) 
 			return out, nil
 		}
 	}
-	return nil, errors.Join(fault.Newf(fault.Invalid, "gcpsm: find orphans", "there are more than %d secrets in %s with %q in their names", maxSiblings, p.parent, sibling.Suffix))
+	return nil, fault.Newf(fault.Invalid, "gcpsm: find orphans", "there are more than %d secrets in %s with %q in their names; look through them by hand", maxSiblings, p.parent, sibling.Suffix)
 }
 
 // RemoveOrphan implements [secrets.OrphanFinder]. The sibling is deleted with

@@ -2,6 +2,7 @@ package gcpsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"regexp"
@@ -88,6 +89,10 @@ func call[T any](ctx context.Context, d *driver, op string, quiet bool, f func(c
 	ctx, cancel := context.WithTimeout(ctx, d.opts.Timeout)
 	defer cancel()
 	out, err := f(ctx)
+	var ours *fault.Error
+	if errors.As(err, &ours) {
+		return zero, err
+	}
 	if err != nil {
 		return zero, classify(ctx, op, quiet, err)
 	}
@@ -196,9 +201,15 @@ func (p place) add(ctx context.Context, v secrets.Value) (*secretmanagerpb.Secre
 	defer clear(data)
 	sum := checksum(data)
 	out, err := call(ctx, p.d, op, true, func(ctx context.Context) (*secretmanagerpb.SecretVersion, error) {
-		return p.c.AddSecretVersion(ctx, &secretmanagerpb.AddSecretVersionRequest{
+		out, err := p.c.AddSecretVersion(ctx, &secretmanagerpb.AddSecretVersionRequest{
 			Parent: p.name(), Payload: &secretmanagerpb.SecretPayload{Data: data, DataCrc32C: &sum},
 		})
+		// The service calls a payload that was damaged an invalid argument, but
+		// what was given here is valid and may be sent again.
+		if st, ok := statusOf(err); ok && st.Code() == codes.InvalidArgument && strings.Contains(strings.ToLower(st.Message()), "checksum") {
+			return nil, fault.Newf(fault.Unavailable, op, "the payload was damaged on its way: the service found another CRC32C; try again")
+		}
+		return out, err
 	})
 	if err != nil {
 		return nil, err
