@@ -42,6 +42,11 @@ func New(t testing.TB) *Database {
 	return d
 }
 
+// Nowhere is a Database that is not there, for what must not connect to one.
+func Nowhere(t testing.TB) *Database {
+	return &Database{Server: &pgserver.Server{Host: "127.0.0.1", Port: 9, SuperUser: "postgres", SuperPassword: "at-the-start-2"}, t: t}
+}
+
 // JSON is a secret in the form of the AWS samples; master may be "".
 func (d *Database) JSON(user, password, master string) string {
 	m := map[string]any{"engine": "postgres", "host": d.Host, "port": d.Port, "dbname": "postgres", "username": user, "password": password, "ssl": true}
