@@ -75,7 +75,7 @@ func (h *hold) renew() error {
 		h.lose("it was evicted, or the bucket was emptied")
 		return nil
 	}
-	m.Beat++
+	*m = h.member()
 	sent := time.Now()
 	if err := h.store(h.ctx, op, next, h.locks.ttl/4); err != nil {
 		return err

@@ -33,16 +33,13 @@ func (w *waiter) plan(e *entry, now time.Time) plan {
 			p.wake = dead
 		}
 	}
-	me := member{ID: w.id, TTL: w.locks.ttl.Milliseconds()}
-	if m := e.find(w.id); m != nil {
-		me.Beat = m.Beat + 1
-	}
+	me := w.member()
 	note := p.next.Next
 	switch {
 	case p.next.holds(w.id):
 		// A write whose answer was lost had us in. Others saw that beat we do
 		// not know when: hold by a new one.
-		p.next.find(w.id).Beat++
+		p.next.find(w.id).Beat = me.Beat
 		p.entered = true
 	case p.next.free(w.mode, w.id):
 		p.next.enter(w.mode, me)

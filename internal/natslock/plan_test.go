@@ -43,6 +43,14 @@ func TestEviction(t *testing.T) {
 	if p := w.plan(e, t0.Add(7*time.Second)); p.next != nil || !p.wake.After(t0.Add(7*time.Second)) {
 		t.Errorf("%+v; expected to wait for the new holder", p)
 	}
+	// One that was evicted and came back while nobody looked does not come back
+	// with a beat that it had.
+	c := newWaiter("c", write, 3*time.Second)
+	was, is := c.member(), c.member()
+	w.plan(&entry{Name: "n", Readers: []member{{ID: "r", TTL: 60000}}, Next: &was}, t0)
+	if p := w.plan(&entry{Name: "n", Writer: &is}, t0.Add(time.Minute)); p.next != nil {
+		t.Errorf("%+v; expected to wait for the holder that came back", p)
+	}
 }
 
 func TestPlans(t *testing.T) {
@@ -89,7 +97,7 @@ func TestPlans(t *testing.T) {
 		if next != c.next || p.next.holds("me") != c.entered {
 			t.Errorf("%s: stores %+v, next %q", name, p.next, next)
 		}
-		if before := c.e.find("me"); before != nil && p.next.find("me").Beat != before.Beat+1 {
+		if before := c.e.find("me"); before != nil && p.next.find("me").Beat == before.Beat {
 			t.Errorf("%s: entered by a beat that others may have seen long ago", name)
 		}
 	}
@@ -99,13 +107,15 @@ func TestPlans(t *testing.T) {
 func TestNoteBeats(t *testing.T) {
 	t0, w := time.Now(), newWaiter("me", write, 3*time.Second)
 	w.noted = t0
-	e := &entry{Name: "n", Readers: []member{{ID: "a", TTL: 60000}}, Next: &member{ID: "me", Beat: 4, TTL: 3000}}
+	e := &entry{Name: "n", Readers: []member{{ID: "a", TTL: 60000}}}
+	e.Next = new(member)
+	*e.Next = w.member()
 	p := w.plan(e, t0.Add(999*time.Millisecond))
 	if p.next != nil || !p.wake.Equal(t0.Add(time.Second)) {
 		t.Errorf("%+v; expected to wait until the next beat", p)
 	}
 	p = w.plan(e, t0.Add(time.Second))
-	if p.next == nil || p.entered || p.next.Next.Beat != 5 {
+	if p.next == nil || p.entered || p.next.Next.Beat <= e.Next.Beat {
 		t.Errorf("%+v; expected a beat of the note", p)
 	}
 }
@@ -129,73 +139,81 @@ func (a *actor) holds(t time.Time) bool {
 }
 
 // TestExclusion runs processes with clocks of their own against one entry, in
-// any order, some of them dead: while a context has not ended nobody else has
+// any order, some of them dead and some answers lost: while a context has not ended nobody else has
 // one that excludes it.
 func TestExclusion(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		world, rev, now := &entry{Name: "n"}, 0, time.Now()
-		actors := make([]*actor, rapid.IntRange(2, 5).Draw(t, "actors"))
-		for i := range actors {
-			ttl := time.Duration(rapid.IntRange(4, 20).Draw(t, "ttl")) * 250 * time.Millisecond
-			m := mode(rapid.IntRange(0, 1).Draw(t, "mode"))
-			actors[i] = &actor{w: newWaiter(string(rune('a'+i)), m, ttl), offset: time.Duration(rapid.IntRange(-1000, 1000).Draw(t, "offset")) * time.Hour}
+	for range 20 { // what goes wrong here is rare
+		rapid.Check(t, testExclusion)
+	}
+}
+
+func testExclusion(t *rapid.T) {
+	world, rev, now := &entry{Name: "n"}, 0, time.Now()
+	actors := make([]*actor, rapid.IntRange(2, 5).Draw(t, "actors"))
+	for i := range actors {
+		ttl := time.Duration(rapid.IntRange(4, 20).Draw(t, "ttl")) * 250 * time.Millisecond
+		m := mode(rapid.IntRange(0, 1).Draw(t, "mode"))
+		actors[i] = &actor{w: newWaiter(string(rune('a'+i)), m, ttl), offset: time.Duration(rapid.IntRange(-1000, 1000).Draw(t, "offset")) * time.Hour}
+	}
+	store := func(a *actor, e *entry) bool {
+		if a.rev != rev || a.dead {
+			a.entry = nil
+			return false
 		}
-		store := func(a *actor, e *entry) bool {
-			if a.rev != rev || a.dead {
-				a.entry = nil
-				return false
-			}
-			rev++
-			world, a.entry, a.rev = e.clone(), e, rev
-			return true
+		rev++
+		world, a.entry, a.rev = e.clone(), e, rev
+		if rapid.IntRange(0, 9).Draw(t, "answer") == 0 { // lost, and the effect took place
+			a.entry = nil
+			return false
 		}
-		for range rapid.IntRange(1, 200).Draw(t, "steps") {
-			now = now.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "ms")) * time.Millisecond)
-			a := actors[rapid.IntRange(0, len(actors)-1).Draw(t, "who")]
-			if a.entry == nil || rapid.Bool().Draw(t, "read") {
-				a.entry, a.rev = world.clone(), rev
+		return true
+	}
+	for range rapid.IntRange(1, 200).Draw(t, "steps") {
+		now = now.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "ms")) * time.Millisecond)
+		a := actors[rapid.IntRange(0, len(actors)-1).Draw(t, "who")]
+		if a.entry == nil || rapid.Bool().Draw(t, "read") {
+			a.entry, a.rev = world.clone(), rev
+		}
+		switch act := rapid.SampledFrom([]string{"go", "go", "go", "go", "unlock", "die", "revive"}).Draw(t, "act"); {
+		case act == "die":
+			a.dead = true
+		case act == "revive":
+			a.dead = false
+		case a.holding && (act == "unlock" || !a.holds(now)):
+			next := a.entry.clone()
+			next.remove(a.w.id)
+			// The context ends first. What a failed unlock leaves behind is
+			// evicted; a new acquisition has a new id.
+			store(a, next)
+			a.holding, a.w = false, newWaiter(a.w.id+"'", a.w.mode, a.w.locks.ttl)
+		case a.holding:
+			next := a.entry.clone()
+			if m := next.find(a.w.id); m == nil {
+				a.holding = false
+			} else if *m = a.w.member(); store(a, next) {
+				a.sent = a.now(now)
 			}
-			switch act := rapid.SampledFrom([]string{"go", "go", "go", "go", "unlock", "die", "revive"}).Draw(t, "act"); {
-			case act == "die":
-				a.dead = true
-			case act == "revive":
-				a.dead = false
-			case a.holding && (act == "unlock" || !a.holds(now)):
-				next := a.entry.clone()
-				next.remove(a.w.id)
-				if store(a, next) || !a.holds(now) {
-					// A new acquisition has a new id.
-					a.holding, a.w = false, newWaiter(a.w.id+"'", a.w.mode, a.w.locks.ttl)
+		default:
+			p := a.w.plan(a.entry, a.now(now))
+			if p.next != nil && store(a, p.next) {
+				if p.next.Next != nil && p.next.Next.ID == a.w.id {
+					a.w.noted = a.now(now)
 				}
-			case a.holding:
-				next := a.entry.clone()
-				if m := next.find(a.w.id); m == nil {
-					a.holding = false
-				} else if m.Beat++; store(a, next) {
-					a.sent = a.now(now)
-				}
-			default:
-				p := a.w.plan(a.entry, a.now(now))
-				if p.next != nil && store(a, p.next) {
-					if p.next.Next != nil && p.next.Next.ID == a.w.id {
-						a.w.noted = a.now(now)
-					}
-					a.holding, a.sent = p.entered, a.now(now)
-				}
-			}
-			writers, readers := 0, 0
-			for _, a := range actors {
-				if a.holds(now) && a.w.mode == write {
-					writers++
-				} else if a.holds(now) {
-					readers++
-				}
-			}
-			if writers > 1 || writers == 1 && readers > 0 {
-				t.Fatalf("%d writers and %d readers hold the name: %+v", writers, readers, world)
+				a.holding, a.sent = p.entered, a.now(now)
 			}
 		}
-	})
+		writers, readers := 0, 0
+		for _, a := range actors {
+			if a.holds(now) && a.w.mode == write {
+				writers++
+			} else if a.holds(now) {
+				readers++
+			}
+		}
+		if writers > 1 || writers == 1 && readers > 0 {
+			t.Fatalf("%d writers and %d readers hold the name: %+v", writers, readers, world)
+		}
+	}
 }
 
 func TestDecode(t *testing.T) {

@@ -21,6 +21,14 @@ type seat struct {
 
 	entry    *entry // nil when it has to be read
 	revision uint64
+	beats    uint64 // how many were used
+}
+
+// member is the seat with a beat that it never had, in an entry that it was
+// evicted from either: who saw the old one must not take it for the new.
+func (s *seat) member() member {
+	s.beats++
+	return member{ID: s.id, Beat: s.beats, TTL: s.locks.ttl.Milliseconds()}
 }
 
 // read fetches the entry.
