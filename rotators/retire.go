@@ -20,6 +20,8 @@ type Retirement struct {
 	Version string
 	// Retired reports that it is out of use, and Now that this call did it.
 	Retired, Now bool
+	// Proven reports that the target was seen to refuse it, by this call.
+	Proven bool
 	// Waiting says what keeps its gate closed, and Next when that may have
 	// changed; zero is not by time alone.
 	Waiting []string
@@ -111,7 +113,7 @@ func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force b
 		return out, moved(id, "nothing was retired")
 	}
 	c := Change{Ref: id, Token: now.Token, Current: now.Value}
-	if err := r.takeOut(ctx, c, current.ID, previous.ID, !force); err != nil {
+	if out.Proven, err = r.takeOut(ctx, c, current.ID, previous.ID, !force); err != nil {
 		return out, fmt.Errorf("retire version %s of %s: %w", previous.ID, id, err)
 	}
 	if s, ok := r.store.(secrets.Disabler); ok {
@@ -171,7 +173,7 @@ func (r *Runner) mayBegin(ctx context.Context, id ref.Ref, d *secrets.Descriptio
 		until := since.Add(r.opts.MinAge)
 		return notYet("rotate", id, []string{fmt.Sprintf("minimum age: until %s", until.UTC().Format(time.RFC3339))}, until)
 	}
-	if previous := d.Holder(secrets.Previous); previous != nil && !previous.Disabled && !r.opts.KeepPrevious {
+	if previous := d.Holder(secrets.Previous); previous != nil && !previous.Disabled && (!r.opts.KeepPrevious || previous.Held) {
 		if v := r.ask(ctx, id, d, byRotation); !v.open {
 			if v.overdue {
 				r.announceOverdue(ctx, id, previous.ID)
@@ -188,7 +190,8 @@ func (r *Runner) makeRoom(ctx context.Context, c Change, currentID string) error
 	if _, ok := r.rotator.(Retirer); !ok || r.opts.KeepPrevious || c.Previous.IsZero() {
 		return nil
 	}
-	return r.takeOut(ctx, c, currentID, "", true)
+	_, err := r.takeOut(ctx, c, currentID, "", true)
+	return err
 }
 
 // disableSuperseded takes out of the store, when a rotation finishes, what
@@ -211,16 +214,16 @@ func (r *Runner) disableSuperseded(ctx context.Context, id ref.Ref, d *secrets.D
 // is dead. want, if not "", is the id that the previous version must have.
 // The announcement comes before the store forgets the version, so that a
 // version which is disabled was announced.
-func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, prove bool) error {
+func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, prove bool) (proven bool, err error) {
 	old, err := r.store.Get(ctx, c.Ref, secrets.Previous)
 	if fault.Is(err, fault.NotFound) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read previous: %w", err)
+		return false, fmt.Errorf("read previous: %w", err)
 	}
 	if want != "" && old.ID != want {
-		return moved(c.Ref, "nothing was retired")
+		return false, moved(c.Ref, "nothing was retired")
 	}
 	c.Previous = old.Value
 	rt, revokes := r.rotator.(Retirer)
@@ -229,27 +232,28 @@ func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, 
 	if !old.Value.Equal(c.Current) {
 		if revokes {
 			if err := r.announceAgain(ctx, c, currentID); err != nil {
-				return err
+				return false, err
 			}
 			if err := rt.Retire(ctx, c, old.Value); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if v, ok := r.rotator.(Verifier); ok && prove {
 			if err := r.proveDead(ctx, v, c, old.Value); err != nil {
-				return err
+				return false, err
 			}
+			proven = true
 		}
 	}
 	e := r.fill(events.New(events.VersionRetired, c.Ref, time.Now(), old.ID))
 	e.Data.Version = old.ID
 	if r.opts.Publisher == nil {
-		return nil
+		return proven, nil
 	}
 	if err := r.opts.Publisher.Publish(ctx, e); err != nil {
-		return fmt.Errorf("announce: %w", err)
+		return proven, fmt.Errorf("announce: %w", err)
 	}
-	return nil
+	return proven, nil
 }
 
 // proveDead signs in with old and wants to be refused.

@@ -220,7 +220,7 @@ func TestSweep(t *testing.T) {
 	}
 	l.want("a closed gate", l.state(), "v1 - v0 | v0 v1")
 	missing = nil
-	if got := sweep(); !got.Now || !got.Retired || got.Version != res.Previous {
+	if got := sweep(); !got.Now || !got.Retired || !got.Proven || got.Version != res.Previous {
 		t.Errorf("once all have adopted: %+v", got)
 	}
 	l.want("an open gate", l.state(), "v1 - - disabled | v1")
@@ -339,8 +339,11 @@ func TestRestore(t *testing.T) {
 	if got, err := l.runner(gate(rotators.Gate{Min: 1})).Sweep(t.Context(), l.id); err != nil || got.Retired || !got.Next.IsZero() {
 		t.Errorf("a sweep of what is held: %+v, %v", got, err)
 	}
-	if _, err := l.runner().Rotate(t.Context(), l.id, ""); err == nil || !strings.Contains(err.Error(), "held") {
-		t.Errorf("a rotation of what is held: %v", err)
+	for _, keep := range []bool{false, true} {
+		r := l.runner(func(o *rotators.Options) { o.KeepPrevious = keep })
+		if _, err := r.Rotate(t.Context(), l.id, ""); err == nil || !strings.Contains(err.Error(), "held") {
+			t.Errorf("a rotation of what is held: %v", err)
+		}
 	}
 	if got, err := l.runner().Retire(t.Context(), l.id, false); err != nil || !got.Now {
 		t.Errorf("a person lets go: %+v, %v", got, err)

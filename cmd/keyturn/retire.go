@@ -30,7 +30,10 @@ func (c *retireCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		what := "retired version %s of %s: disabled in the store, and refused by its target where the rotator can revoke; keyturn restore undoes it\n"
+		what := "retired version %s of %s: disabled in the store; keyturn restore undoes it\n"
+		if got.Proven {
+			what = "retired version %s of %s: disabled in the store, and the target was seen to refuse it; keyturn restore undoes it\n"
+		}
 		switch {
 		case got.Version == "":
 			_, _ = fmt.Fprintf(e.stdout, "%s has no superseded version; there is nothing to retire\n", r)
