@@ -22,6 +22,6 @@ func (b *Bus) holds(ctx context.Context, prefix, name string) (bool, error) {
 	if err := validName("look at schedules", "the name", name); err != nil {
 		return false, err
 	}
-	m, err := b.lastOf(ctx, ScheduleStream, prefix+events.Token(name))
+	m, err := b.lastOf(ctx, prefix+events.Token(name))
 	return m != nil, err
 }

@@ -93,10 +93,10 @@ func (b *Bus) durableConfig(name, description string) jetstream.ConsumerConfig {
 // nil after the running jobs have ended.
 func (d *durable) run(ctx context.Context) error {
 	c, err := d.obtain(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
 		return err
 	}
 	d.busy = map[string]struct{}{}

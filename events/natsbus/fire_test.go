@@ -64,7 +64,7 @@ func TestTarget(t *testing.T) {
 		t.Fatalf("%+v, %v; expected two schedules with target x", list, err)
 	}
 	due := func() *stored {
-		m, err := b.lastOf(ctx, ScheduleStream, duePrefix+"x")
+		m, err := b.lastOf(ctx, duePrefix+"x")
 		if err != nil {
 			t.Fatal(err)
 		}

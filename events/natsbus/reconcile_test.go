@@ -54,8 +54,8 @@ func TestReconcileWritesDifferences(t *testing.T) {
 	if err != nil || len(list) != n {
 		t.Fatalf("%d schedules, %v; expected %d", len(list), err, n)
 	}
-	for i, sc := range list { // the names are in order
-		i = slices.IndexFunc(want, func(w Schedule) bool { return w.Name == sc.Name })
+	for _, sc := range list {
+		i := slices.IndexFunc(want, func(w Schedule) bool { return w.Name == sc.Name })
 		target := want[i].Target
 		if target == "" {
 			target = sc.Name

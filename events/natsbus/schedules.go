@@ -69,7 +69,7 @@ func (b *Bus) ScheduleFor(ctx context.Context, name, target string, spec Spec, p
 	if err := sc.validate(); err != nil {
 		return err
 	}
-	old, err := b.lastOf(ctx, ScheduleStream, sc.subject())
+	old, err := b.lastOf(ctx, sc.subject())
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (b *Bus) put(ctx context.Context, sc Schedule, old *stored) (written bool, 
 		if attempt >= 5 || !fault.Is(err, fault.Conflict) || !pause(ctx, 20*time.Millisecond) {
 			return err == nil, err
 		}
-		if old, err = b.lastOf(ctx, ScheduleStream, m.Subject); err != nil {
+		if old, err = b.lastOf(ctx, m.Subject); err != nil {
 			return false, err
 		}
 	}
@@ -206,7 +206,7 @@ func (b *Bus) Unschedule(ctx context.Context, name string) error {
 		return err
 	}
 	sc := Schedule{Name: name, Target: name}
-	old, err := b.lastOf(ctx, ScheduleStream, sc.subject())
+	old, err := b.lastOf(ctx, sc.subject())
 	if err != nil {
 		return err
 	}
@@ -322,15 +322,16 @@ func (b *Bus) list(ctx context.Context) (map[string]listed, error) {
 	return out, nil
 }
 
-// lastOf returns the last message on a literal subject, or nil.
-func (b *Bus) lastOf(ctx context.Context, stream, subject string) (*stored, error) {
+// lastOf returns the last message on a literal subject of the schedule stream,
+// or nil.
+func (b *Bus) lastOf(ctx context.Context, subject string) (*stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
 	defer cancel()
 	if err := connected(ctx, b.nc); err != nil {
 		return nil, classify("read", err)
 	}
 	var last *stored
-	err := reader{nc: b.nc, opts: b.opts, stream: stream}.last(ctx, []string{subject}, func(st stored) error {
+	err := reader{nc: b.nc, opts: b.opts, stream: ScheduleStream}.last(ctx, []string{subject}, func(st stored) error {
 		last = &st
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyturn/keyturn/events"
@@ -130,7 +129,7 @@ func unworkable(name string, m jetstream.Msg, md *jetstream.MsgMetadata, e event
 	attrs := map[string]string{"subject": m.Subject()}
 	for key := range m.Headers() {
 		if strings.HasPrefix(strings.ToLower(key), "ce-") {
-			attrs[key] = lastValue(nats.Header(m.Headers()), key)
+			attrs[key] = lastValue(m.Headers(), key)
 		}
 	}
 	return notifier.DeadLetter{
