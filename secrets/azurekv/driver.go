@@ -43,7 +43,7 @@ func tell(it *item) *sibling.Version {
 	if it == nil {
 		return nil
 	}
-	return &sibling.Version{ID: it.version, Token: it.tags[tagToken], Created: it.created, Disabled: it.disabled}
+	return &sibling.Version{ID: it.version, Token: it.tags[tagToken], Created: it.created, Disabled: it.disabled, Held: it.held()}
 }
 
 // newest returns the version that a plain read returns, or is refused for
@@ -238,7 +238,7 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 		return nil
 	}
 	enabled := !disabled
-	return d.update(ctx, op, r, r.Name, id, &enabled, nil)
+	return d.update(ctx, op, r, r.Name, id, &enabled, it.marked(enabled))
 }
 
 // Destroy implements [sibling.Driver] as far as Key Vault allows: the package's

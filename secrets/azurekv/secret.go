@@ -23,6 +23,7 @@ const (
 	tagToken     = tagPrefix + "token"
 	tagPrevious  = tagPrefix + "previous"   // the version that this one superseded
 	tagDestroyed = tagPrefix + "destroyed"  // when
+	tagHeld      = tagPrefix + "held"       // enabled again after it was disabled
 	tagPendingOf = tagPrefix + "pending-of" // on the sibling: whose
 	tagAfter     = tagPrefix + "after"      // on the sibling: what was current
 	tagCleared   = tagPrefix + "cleared"    // on the sibling: promoted or discarded
@@ -43,6 +44,27 @@ type item struct {
 }
 
 func (it *item) destroyed() bool { return it.tags[tagDestroyed] != "" }
+
+func (it *item) held() bool { return !it.disabled && it.tags[tagHeld] != "" }
+
+// marked returns the tags with which the version is taken out of use or, held,
+// back into it. Both states are written in the one update that changes the
+// other attribute. Held takes the place of keyturn-previous, which tells
+// nothing any more of a version that is itself superseded, so there is room
+// for it. Where a version is full of somebody's own tags it stays unmarked.
+func (it *item) marked(held bool) map[string]string {
+	tags := maps.Clone(it.tags)
+	delete(tags, tagHeld)
+	if held {
+		if len(tags) >= maxTags {
+			delete(tags, tagPrevious)
+		}
+		if len(tags) < maxTags {
+			tags[tagHeld] = "yes"
+		}
+	}
+	return tags
+}
 
 // take hands the value on. The string that the client decoded stays in memory
 // until it is collected; no client of Azure hands out bytes.
