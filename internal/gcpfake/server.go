@@ -110,7 +110,7 @@ func (s *Server) Endpoint(location string) string {
 	if s.ended {
 		s.t.Fatal("gcpfake: the server has ended")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatalf("gcpfake: %v", err)
 	}
