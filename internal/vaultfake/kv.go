@@ -89,12 +89,19 @@ func (s *Server) kv(e *engine, req *request, path string) answer {
 	case route{http.MethodPost, "delete"}, route{http.MethodPost, "undelete"}, route{http.MethodPost, "destroy"}:
 		return s.changeVersions(e, k, endpoint, req)
 	}
-	for _, known := range []string{"data", "metadata", "delete", "undelete", "destroy", "config"} {
-		if endpoint == known && name != "" {
+	for _, known := range []string{"data", "metadata", "delete", "undelete", "destroy"} {
+		if endpoint == known && name != "" && (endpoint != "data" || !strings.HasSuffix(name, "/")) {
 			return fail(http.StatusMethodNotAllowed, "1 error occurred:\n\t* unsupported operation\n\n")
 		}
 	}
-	return fail(http.StatusNotFound, "1 error occurred:\n\t* unsupported path\n\n")
+	return answer{status: http.StatusNotFound, full: true, warnings: []string{
+		"Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use. If using the Vault CLI, use 'vault kv " + command[req.method] + "' for this operation.",
+	}}
+}
+
+// command is what the engine advises instead of a path that it does not have.
+var command = map[string]string{
+	http.MethodGet: "get", http.MethodPost: "put", http.MethodPatch: "patch", http.MethodDelete: "delete", "LIST": "list",
 }
 
 func (s *Server) readData(k *key, req *request) answer {

@@ -178,7 +178,7 @@ type answer struct {
 	auth     any
 	warnings []string
 	kind     string // mount_type
-	full     bool   // an error status with an envelope
+	full     bool   // an error status with an envelope, or, without data and warnings, with nothing
 	rewrap   []byte // an envelope that was kept
 }
 
@@ -299,6 +299,10 @@ func (a answer) encode() []byte {
 			a.errors = []string{}
 		}
 		return encode(map[string]any{"errors": a.errors})
+	case a.full && a.data == nil && a.warnings == nil:
+		return nil
+	case a.full:
+		a.kind = "" // is not known yet where these are made
 	}
 	return encode(a.envelope())
 }

@@ -71,7 +71,7 @@ func (s *Server) wrap(req *request, a answer, ttl string) []byte {
 	}
 	secret := "hvs." + id(24)
 	s.wraps[secret] = w
-	e := answer{kind: a.kind}.envelope()
+	e := answer{}.envelope()
 	e["request_id"] = ""
 	e["wrap_info"] = map[string]any{
 		"token": secret, "accessor": id(12), "ttl": int64(w.ttl / time.Second),
