@@ -113,6 +113,11 @@ func (d *driver) Create(ctx context.Context, r ref.Ref, v secrets.Value) (*sibli
 	if err != nil {
 		return nil, err
 	}
+	// An engine of version 1 would take the request for a secret named data/...
+	// and keep the value there.
+	if _, err := d.config(ctx, op, p); err != nil {
+		return nil, err
+	}
 	made, err := d.write(ctx, op, p, 0, data)
 	if err != nil {
 		return nil, err

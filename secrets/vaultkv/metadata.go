@@ -151,7 +151,25 @@ func checkToken(op, token string) error {
 
 // engineConfig is how a mount is set up.
 type engineConfig struct {
-	MaxVersions int `json:"max_versions"`
+	MaxVersions int   `json:"max_versions"`
+	CASRequired *bool `json:"cas_required"`
+}
+
+// config reads how a mount is set up; Invalid for one that is no engine of
+// version 2, which has nothing there, or some secret of that name.
+func (d *driver) config(ctx context.Context, op string, p place) (*engineConfig, error) {
+	got, err := d.get(ctx, op, p.ns, p.mount+"/config", nil)
+	if err != nil {
+		return nil, err
+	}
+	c := &engineConfig{}
+	if got.status == http.StatusOK {
+		err = got.data(op, c)
+	}
+	if err != nil || c.CASRequired == nil {
+		return nil, fault.Newf(fault.Invalid, op, "%s is no key-value engine of version 2; run vault kv enable-versioning %s, or correct the ref's mount", p.mount, p.mount)
+	}
+	return c, nil
 }
 
 // keepsPrevious refuses a secret of which Vault keeps one version only: a
@@ -169,18 +187,15 @@ func (d *driver) keepsPrevious(ctx context.Context, op string, r ref.Ref, p plac
 	if m.MaxVersions > 1 {
 		return nil
 	}
-	var c engineConfig
-	got, err := d.get(ctx, op, p.ns, p.mount+"/config", nil)
+	keeps := m.MaxVersions
+	c, err := d.config(ctx, op, p)
 	switch {
-	case err == nil && got.status == http.StatusOK:
-		err = got.data(op, &c)
-	case fault.Is(err, fault.Denied):
-		err = nil
-	}
-	if err != nil {
+	case err == nil:
+		keeps = max(keeps, c.MaxVersions)
+	case !fault.Is(err, fault.Denied):
 		return err
 	}
-	if max(m.MaxVersions, c.MaxVersions) != 1 {
+	if keeps != 1 {
 		return nil
 	}
 	return fault.Newf(fault.Invalid, op, "Vault keeps one version of %s, so that the previous one would be gone at once; run vault kv metadata patch -mount=%s -max-versions=2 %s, or more", r, p.mount, p.path)
