@@ -158,6 +158,7 @@ func TestConsumerDeleted(t *testing.T) {
 	r := run(t, b, nil)
 	set(t, b, "a", Spec{At: time.Now()}, "p")
 	testenv.Eventually(t, limit, "the first job", func() bool { return r.count("a=p") == 1 })
+	idleConsumer(t, b)
 	if err := b.js.DeleteConsumer(t.Context(), ScheduleStream, ScheduleConsumer); err != nil {
 		t.Fatal(err)
 	}
