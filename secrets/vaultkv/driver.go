@@ -126,8 +126,9 @@ func (d *driver) Create(ctx context.Context, r ref.Ref, v secrets.Value) (*sibli
 }
 
 // SetDisabled implements [sibling.Driver]: a disabled version is one that is
-// deleted, which Vault can undo. Of a secret with delete_version_after,
-// enabling begins that time anew.
+// deleted, which Vault can undo. That one is held is noted in custom metadata
+// before it is restored. Of a secret with delete_version_after, enabling begins
+// that time anew.
 func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled bool) error {
 	op, endpoint := "vaultkv: enable", "undelete"
 	if disabled {
@@ -146,6 +147,11 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 	}
 	if disabled && n == m.CurrentVersion {
 		return fault.Newf(fault.Conflict, op, "version %s of %s is the newest, which everybody reads", id, r)
+	}
+	if !disabled && !m.held(n) {
+		if err := d.patch(ctx, op, p.ns, p.api("metadata"), map[string]any{"custom_metadata": map[string]string{heldKey(n): "yes"}}); err != nil {
+			return err
+		}
 	}
 	_, err = d.put(ctx, op, p.ns, p.api(endpoint), map[string]any{"versions": []int{n}})
 	return err

@@ -18,6 +18,9 @@ import (
 // another, although metadata has no check-and-set.
 const notePrefix = "keyturn-"
 
+// heldSuffix ends the key that says that a version was enabled again.
+const heldSuffix = "-held"
+
 // A versionInfo is what Vault tells of a version besides its data.
 type versionInfo struct {
 	Version   int   `json:"version"`
@@ -72,7 +75,10 @@ func (m *metadata) tell(n int) *sibling.Version {
 		return nil
 	}
 	token, _ := m.note(n)
-	return &sibling.Version{ID: strconv.Itoa(n), Token: token, Created: v.Created.Time, Disabled: v.deleted()}
+	return &sibling.Version{
+		ID: strconv.Itoa(n), Token: token, Created: v.Created.Time,
+		Disabled: v.deleted(), Held: !v.deleted() && m.held(n),
+	}
 }
 
 // previous is the version that was noted as superseded by the newest one, or,
@@ -100,13 +106,18 @@ func (m *metadata) note(n int) (token string, previous int) {
 	return token, previous
 }
 
+// held reports whether it was noted that a version was enabled again.
+func (m *metadata) held(n int) bool { return m.Custom[heldKey(n)] != "" }
+
+func heldKey(n int) string { return notePrefix + strconv.Itoa(n) + heldSuffix }
+
 // noted returns the version that a key of custom metadata is a note of.
 func noted(key string) (n int, ok bool) {
 	digits, ok := strings.CutPrefix(key, notePrefix)
 	if !ok {
 		return 0, false
 	}
-	n, err := strconv.Atoi(digits)
+	n, err := strconv.Atoi(strings.TrimSuffix(digits, heldSuffix))
 	return n, err == nil && n > 0
 }
 

@@ -13,8 +13,8 @@
 //
 // Under which token a version was written is noted in the secret's custom
 // metadata, one key a version: keyturn-<version> = "<token> <version before>".
-// A patch sets it, so a user's own keys stay; only the notes of Current and
-// Previous are kept. Who replaces all custom metadata (vault kv metadata put)
+// keyturn-<version>-held says that one was enabled again. A patch sets them, so
+// a user's own keys stay; only the notes of Current and Previous are kept. Who replaces all custom metadata (vault kv metadata put)
 // takes the notes away, and with them the knowledge of which rotations are
 // done; vault kv metadata patch does not.
 //
