@@ -3,6 +3,8 @@ package vaultkv_test
 import (
 	"context"
 	"encoding/json"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -147,9 +149,10 @@ func TestEndlessAnswers(t *testing.T) {
 func TestNetwork(t *testing.T) {
 	r := mkref(t, "", "secret", "n")
 	// A certificate that nobody vouches for.
-	srv := httptest.NewTLSServer(http.NotFoundHandler())
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
 	defer srv.Close()
-	srv.Config.ErrorLog = nil
 	rt := &http.Transport{}
 	defer rt.CloseIdleConnections()
 	c, err := api.NewClient(&api.Config{Address: srv.URL, HttpClient: &http.Client{Transport: rt}})
@@ -167,9 +170,9 @@ func TestNetwork(t *testing.T) {
 	}
 	// A server that never answers.
 	hang := make(chan struct{})
-	defer close(hang)
 	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))
-	defer slow.CloseClientConnections()
+	defer slow.Close()
+	defer close(hang) // first, or Close waits for ever
 	if c, err = api.NewClient(&api.Config{Address: slow.URL, HttpClient: &http.Client{Transport: rt}}); err != nil {
 		t.Fatal(err)
 	}
