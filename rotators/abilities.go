@@ -23,6 +23,13 @@ type Restorer interface {
 	Restore(ctx context.Context, c Change, old secrets.Value) error
 }
 
+// A Destroyer is a [Restorer] that can remove for good what it has retired.
+type Destroyer interface {
+	// Destroy removes old at the target; what is gone is success. It never
+	// removes what Current or Pending is.
+	Destroy(ctx context.Context, c Change, old secrets.Value) error
+}
+
 // A Check is one thing that a rotation needs. Err is nil if it holds.
 type Check struct {
 	What string // "sign in to db.example.com:5432 as app over verified TLS"

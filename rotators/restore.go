@@ -51,6 +51,7 @@ func (r *Runner) Restore(ctx context.Context, id ref.Ref) (Restoration, error) {
 	if err != nil {
 		return out, err
 	}
+	c.StillPending = r.stillCurrent(id, current.ID)
 	if rs, ok := r.rotator.(Restorer); ok && !old.Value.Equal(c.Current) {
 		if err := rs.Restore(ctx, c, old.Value); err != nil && !fault.Is(err, fault.Invalid) {
 			return out, fmt.Errorf("restore version %s of %s: %w", previous.ID, id, err)
@@ -106,5 +107,45 @@ func (r *Runner) verifyRestored(ctx context.Context, c Change, old secrets.Value
 	} else {
 		out.Why = errors.Join(out.Why, err)
 	}
+	return nil
+}
+
+// Destroy makes the value of a retired version unrecoverable, in the store as
+// far as its provider allows, and at a target that has only disabled it. It
+// refuses a version that is not disabled. A crash may leave the version
+// enabled and held; it then is to be retired and destroyed once more.
+func (r *Runner) Destroy(ctx context.Context, id ref.Ref, version string) error {
+	s, ok := r.store.(secrets.Disabler)
+	if !ok {
+		return fault.Newf(fault.Invalid, "destroy", "the store of %s cannot destroy a version", id)
+	}
+	unlock, err := r.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, err := r.store.Describe(ctx, id)
+	if err != nil {
+		return fmt.Errorf("describe %s: %w", id, err)
+	}
+	h := d.Holder(secrets.Previous)
+	if t, ok := r.rotator.(Destroyer); ok && h != nil && h.ID == version && h.Disabled {
+		c, old, err := r.reopen(ctx, id, h)
+		if err != nil {
+			return err
+		}
+		if err := t.Destroy(ctx, c, old.Value); err != nil {
+			return fmt.Errorf("destroy the credential of version %s of %s: %w", version, id, err)
+		}
+		if err := s.Disable(ctx, id, version); err != nil {
+			return fmt.Errorf("disable version %s of %s: %w", version, id, err)
+		}
+	}
+	if err := s.Destroy(ctx, id, version); err != nil {
+		return fmt.Errorf("destroy version %s of %s: %w", version, id, err)
+	}
+	e := r.fill(events.New(events.VersionDestroyed, id, time.Now(), version))
+	e.Data.Version = version
+	r.announce(ctx, e)
 	return nil
 }

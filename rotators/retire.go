@@ -191,6 +191,12 @@ func (r *Runner) makeRoom(ctx context.Context, c Change, currentID string) error
 		return nil
 	}
 	_, err := r.takeOut(ctx, c, currentID, "", true)
+	if fault.Is(err, fault.Invalid) {
+		// Nothing of ours can revoke it, as where the database has moved since.
+		// That must not keep every rotation to come from beginning.
+		r.opts.Logger.WarnContext(ctx, "the superseded credential cannot be revoked", "secret", c.Ref.String(), "err", err)
+		return nil
+	}
 	return err
 }
 
@@ -234,7 +240,8 @@ func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, 
 			if err := r.announceAgain(ctx, c, currentID); err != nil {
 				return false, err
 			}
-			if err := rt.Retire(ctx, c, old.Value); err != nil {
+			c.StillPending = r.stillCurrent(c.Ref, currentID)
+			if err := rt.Retire(ctx, c, old.Value); err != nil && (prove || !fault.Is(err, fault.Invalid)) {
 				return false, err
 			}
 		}
@@ -254,6 +261,29 @@ func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, 
 		return proven, fmt.Errorf("announce: %w", err)
 	}
 	return proven, nil
+}
+
+// stillCurrent is [Change.StillPending] of what changes the superseded
+// credential: a process that stalled must not touch one that a rollback has
+// made current, or that a rotation is about to set.
+func (r *Runner) stillCurrent(id ref.Ref, currentID string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		d, err := r.store.Describe(ctx, id)
+		if err != nil {
+			return fmt.Errorf("describe %s again: %w", id, err)
+		}
+		c, p := d.Holder(secrets.Current), d.Holder(secrets.Pending)
+		if c == nil || c.ID != currentID {
+			return moved(id, "nothing was changed")
+		}
+		if p != nil && p.ID != c.ID && (!d.Opened || !p.Created.IsZero()) {
+			return &fault.Error{
+				Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "retire",
+				Msg: fmt.Sprintf("a rotation of %s (token %s) began meanwhile; nothing was changed", id, p.Token),
+			}
+		}
+		return nil
+	}
 }
 
 // proveDead signs in with old and wants to be refused.

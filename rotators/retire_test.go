@@ -460,3 +460,92 @@ func TestCrashes(t *testing.T) {
 		})
 	}
 }
+
+// A process that stalled before it revokes must not touch what a rollback has
+// made current meanwhile, nor work beside a rotation.
+func TestStalledRetire(t *testing.T) {
+	for name, meanwhile := range map[string]func(l *life) error{
+		"rollback": func(l *life) error {
+			_, err := l.runner().Rollback(l.Context(), l.id, false)
+			return err
+		},
+		"rotation": func(l *life) error {
+			_, err := l.store.PutPending(l.Context(), l.id, tokenA, secrets.NewString("p"))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLife(t)
+			l.rotate()
+			var once bool
+			l.g.before = func(ctx context.Context, call string, c rotators.Change) error {
+				if !strings.HasPrefix(call, "retire") || once {
+					return nil
+				}
+				once = true
+				if err := c.StillPending(ctx); err != nil {
+					t.Errorf("before anything happened: %v", err)
+				}
+				if err := meanwhile(l); err != nil {
+					t.Fatal(err)
+				}
+				return c.StillPending(ctx)
+			}
+			if _, err := l.runner().Retire(t.Context(), l.id, false); !fault.Is(err, fault.Conflict) {
+				t.Errorf("%v; want a conflict", err)
+			}
+			if !slices.Contains(l.g.alive, "v0") {
+				t.Error("the credential was revoked")
+			}
+		})
+	}
+}
+
+// What can never be revoked does not keep rotations from beginning.
+func TestRevocationInvalid(t *testing.T) {
+	l := newLife(t)
+	l.rotate()
+	l.g.before = func(_ context.Context, call string, _ rotators.Change) error {
+		if strings.HasPrefix(call, "retire") {
+			return fault.Newf(fault.Invalid, "target", "another server")
+		}
+		return nil
+	}
+	l.rotate()
+	if _, err := l.runner().Retire(t.Context(), l.id, false); !fault.Is(err, fault.Invalid) {
+		t.Errorf("by hand: %v; want to be told", err)
+	}
+	if got, err := l.runner().Retire(t.Context(), l.id, true); err != nil || !got.Now || got.Proven {
+		t.Errorf("forced: %+v, %v", got, err)
+	}
+}
+
+// destroyer can remove what it has disabled.
+type destroyer struct{ *able }
+
+func (g destroyer) Destroy(ctx context.Context, c rotators.Change, old secrets.Value) error {
+	return g.call(ctx, "destroy "+string(old.Reveal()), c)
+}
+
+func TestDestroy(t *testing.T) {
+	l := newLife(t)
+	res := l.rotate()
+	r := rotators.NewRunner(l.store, destroyer{l.g}, &rotators.Options{Publisher: l.bus})
+	if err := r.Destroy(t.Context(), l.id, res.Previous); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a version in use: %v", err)
+	}
+	if _, err := r.Retire(t.Context(), l.id, false); err != nil {
+		t.Fatal(err)
+	}
+	l.g.took()
+	l.bus.took()
+	if err := r.Destroy(t.Context(), l.id, res.Previous); err != nil {
+		t.Fatal(err)
+	}
+	l.want("calls", l.g.took(), "destroy v0")
+	l.want("events", l.bus.took(), "version.destroyed")
+	l.want("state", l.state(), "v1 - - | v1")
+	if _, err := r.Restore(t.Context(), l.id); !fault.Is(err, fault.NotFound) {
+		t.Errorf("restore what was destroyed: %v", err)
+	}
+}

@@ -74,9 +74,11 @@ type azureConfig struct {
 	Validity      time.Duration `koanf:"validity"`
 	ShortValidity bool          `koanf:"short_validity"`
 	// Endpoint replaces the vaults' own addresses, for an emulator; "{vault}"
-	// in it is the vault's name. CAFile verifies it.
-	Endpoint string `koanf:"endpoint"`
-	CAFile   string `koanf:"ca_file"`
+	// in it is the vault's name. CAFile verifies it, and TokenFile holds the
+	// token that it takes.
+	Endpoint  string `koanf:"endpoint"`
+	CAFile    string `koanf:"ca_file"`
+	TokenFile string `koanf:"token_file"`
 }
 
 // vaultConfig is one Vault or OpenBao cluster.

@@ -92,14 +92,10 @@ type destroyCmd struct {
 }
 
 func (c *destroyCmd) Run(e *env) error {
-	return e.onSecret(c.Ref, func(ctx context.Context, p *pipeline, r ref.Ref, _ *rotators.Runner) error {
+	return e.onSecret(c.Ref, func(ctx context.Context, p *pipeline, r ref.Ref, runner *rotators.Runner) error {
 		store, err := p.stores.of(ctx, r)
 		if err != nil {
 			return err
-		}
-		s, ok := store.(secrets.Disabler)
-		if !ok {
-			return fault.Newf(fault.Invalid, "destroy", "the store of %s cannot destroy a version", r)
 		}
 		d, err := store.Describe(ctx, r)
 		if err != nil {
@@ -116,7 +112,7 @@ func (c *destroyCmd) Run(e *env) error {
 		default:
 			return fault.Newf(fault.Invalid, "destroy", "version %s of %s is retired and can be restored. To make its value unrecoverable, repeat with --id %s", h.ID, r, h.ID)
 		}
-		if err := s.Destroy(ctx, r, c.ID); err != nil {
+		if err := runner.Destroy(ctx, r, c.ID); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintf(e.stdout, "destroyed version %s of %s, as far as its provider allows\n", c.ID, r)

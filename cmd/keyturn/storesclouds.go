@@ -78,14 +78,15 @@ func (s *stores) openAzure(context.Context) (secrets.Store, error) {
 	transport.TLSClientConfig = clientTLS(pool, "")
 	opts.Client = azsecrets.ClientOptions{DisableChallengeResourceVerification: true}
 	opts.Client.Transport = &http.Client{Transport: transport}
-	return azurekv.New(emulated{}, opts), nil
+	return azurekv.New(emulated{c.TokenFile}, opts), nil
 }
 
-// emulated is the credential that an emulator takes.
-type emulated struct{}
+// emulated is the credential that an emulator takes: the token in a file.
+type emulated struct{ file string }
 
-func (emulated) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
-	return azcore.AccessToken{Token: "emulator", ExpiresOn: time.Now().Add(time.Hour)}, nil
+func (e emulated) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	token, err := readKeyFile(e.file)
+	return azcore.AccessToken{Token: token, ExpiresOn: time.Now().Add(time.Hour)}, err
 }
 
 func (s *stores) openVault(ctx context.Context, cluster string) (secrets.Store, error) {
