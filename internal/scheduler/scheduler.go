@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
@@ -206,13 +207,28 @@ func (s *Scheduler) Request(ctx context.Context, r ref.Ref, cause, id string, wh
 }
 
 // Hear is the handler for events that ask for a rotation: GCP's SECRET_ROTATE
-// and Azure's SecretNearExpiry. Those of other secrets are left alone.
+// and Azure's SecretNearExpiry. Those of other secrets are left alone, and so
+// is a notice about a version that has been superseded since.
 func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
-	switch e.Type {
-	case events.RotationRequested, events.SecretNearExpiry:
-		return s.Request(ctx, s.o.Canonical(e.Data.Ref), string(e.Type), e.ID, e.Time)
+	if !slices.Contains(Wanted(), e.Type) {
+		return nil
 	}
-	return nil
+	r := s.o.Canonical(e.Data.Ref)
+	j := s.jobs[r]
+	if j == nil {
+		return nil
+	}
+	if e.Data.Version != "" {
+		d, err := j.Store.Describe(ctx, r)
+		if err != nil {
+			return fmt.Errorf("describe %s: %w", r, err)
+		}
+		if c := d.Holder(secrets.Current); c != nil && c.ID != e.Data.Version {
+			s.o.Logger.InfoContext(ctx, "a notice about a superseded version starts nothing", "secret", r.String(), "version", e.Data.Version)
+			return nil
+		}
+	}
+	return s.Request(ctx, r, string(e.Type), e.ID, e.Time)
 }
 
 // Wanted lists the events that Hear acts on.

@@ -249,11 +249,15 @@ func TestTriggersCollapse(t *testing.T) {
 	// Others' secrets and other events are left alone.
 	foreign := events.New(events.RotationRequested, id("two"), time.Now(), "x")
 	changed := events.New(events.SecretChanged, id("one"), time.Now(), "x")
-	if err := errors.Join(a.Hear(t.Context(), foreign), a.Hear(t.Context(), changed)); err != nil {
+	old := events.New(events.SecretNearExpiry, id("one"), time.Now(), "x")
+	old.Data.Version = "superseded"
+	if err := errors.Join(a.Hear(t.Context(), foreign), a.Hear(t.Context(), changed), a.Hear(t.Context(), old)); err != nil {
 		t.Error(err)
 	}
-	if due, err := a.bus.Due(t.Context(), id("two").String()); due || err != nil {
-		t.Errorf("a foreign secret is due: %t, %v", due, err)
+	for _, name := range []string{"one", "two"} {
+		if due, err := a.bus.Due(t.Context(), id(name).String()); due || err != nil {
+			t.Errorf("%s is due: %t, %v", name, due, err)
+		}
 	}
 }
 
