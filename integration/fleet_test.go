@@ -47,7 +47,7 @@ func storedEvents(t *testing.T, js jetstream.JetStream) (out []*jetstream.RawStr
 	s, err := js.Stream(t.Context(), natsbus.EventStream)
 	must(t, err)
 	st := s.CachedInfo().State
-	for seq := st.FirstSeq; seq <= st.LastSeq; seq++ {
+	for seq := max(st.FirstSeq, 1); seq <= st.LastSeq; seq++ { // 0 and 0 while it is empty
 		m, err := s.GetMsg(t.Context(), seq)
 		must(t, err)
 		out = append(out, m)
@@ -66,6 +66,13 @@ type hook struct{ url, key string }
 
 func startNotifier(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder) *hook {
 	t.Helper()
+	return startNotifierFor(t, bus, log, func(d notifier.Delivery) ([]events.Event, error) {
+		return eventbridge.Decode(d.Body, d.Received)
+	})
+}
+
+func startNotifierFor(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder, decode notifier.Decoder) *hook {
+	t.Helper()
 	h := &hook{key: leaktest.Canary()}
 	src, err := webhook.Listen(t.Context(), webhook.Options{
 		Addr: "127.0.0.1:0", APIKeys: []string{h.key}, Timeout: time.Second, Logger: log.Logger(),
@@ -74,9 +81,7 @@ func startNotifier(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder) *hook
 	h.url = src.URL()
 	n := notifier.New(bus, bus, &notifier.Options{Tenant: tenantOf, Logger: log.Logger()})
 	run(t, "the notifier", func(ctx context.Context) error {
-		return src.Run(ctx, n.Handler(func(d notifier.Delivery) ([]events.Event, error) {
-			return eventbridge.Decode(d.Body, d.Received)
-		}))
+		return src.Run(ctx, n.Handler(decode))
 	})
 	return h
 }
