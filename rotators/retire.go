@@ -30,27 +30,27 @@ type Retirement struct {
 	Overdue bool
 }
 
-// A NotYet is the cause of the error of a rotation or a retirement that may
+// A NotYetError is the cause of the error of a rotation or a retirement that may
 // not begin yet.
-type NotYet struct {
+type NotYetError struct {
 	Waiting []string
 	Until   time.Time // zero: not by time alone
 }
 
 // Error says what is waited for.
-func (e *NotYet) Error() string { return strings.Join(e.Waiting, "; ") }
+func (e *NotYetError) Error() string { return strings.Join(e.Waiting, "; ") }
 
 func notYet(op string, id ref.Ref, waiting []string, until time.Time) error {
 	return &fault.Error{
 		Kind: fault.Unavailable, Class: fault.ClassPolicy, Op: op,
-		Msg: fmt.Sprintf("%s: not yet", id), Err: &NotYet{Waiting: waiting, Until: until},
+		Msg: fmt.Sprintf("%s: not yet", id), Err: &NotYetError{Waiting: waiting, Until: until},
 	}
 }
 
 // IsNotYet returns what err waits for, if it is the error of a rotation that
 // may not begin yet.
-func IsNotYet(err error) (*NotYet, bool) {
-	var n *NotYet
+func IsNotYet(err error) (*NotYetError, bool) {
+	var n *NotYetError
 	return n, errors.As(err, &n)
 }
 
@@ -64,7 +64,7 @@ func (r *Runner) Sweep(ctx context.Context, id ref.Ref) (Retirement, error) {
 
 // Retire is Sweep by a person: the conditions Manual and NextRotation hold,
 // and what somebody restored is retired again. With force no condition counts.
-// A gate that stays closed is an error whose cause is [NotYet].
+// A gate that stays closed is an error whose cause is [NotYetError].
 func (r *Runner) Retire(ctx context.Context, id ref.Ref, force bool) (Retirement, error) {
 	out, err := r.retireBy(ctx, id, byPerson, force)
 	if err == nil && out.Version != "" && !out.Retired {

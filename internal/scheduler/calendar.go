@@ -61,8 +61,8 @@ func ParseCalendar(windows, freezes []string, zone *time.Location) (Calendar, er
 }
 
 func parseWindow(s string) (window, error) {
-	bad := func(why string) (window, error) {
-		return window{}, fault.Newf(fault.Invalid, "window", "%q %s; expected something like \"Mon-Fri 01:00-05:00\"", s, why)
+	bad := func(why string) error {
+		return fault.Newf(fault.Invalid, "window", "%q %s; expected something like \"Mon-Fri 01:00-05:00\"", s, why)
 	}
 	var w window
 	fields := strings.Fields(s)
@@ -78,7 +78,7 @@ func parseWindow(s string) (window, error) {
 				to = slices.Index(weekdays, strings.ToLower(last))
 			}
 			if from < 0 || to < 0 {
-				return bad("has an unknown day")
+				return w, bad("has an unknown day")
 			}
 			for d := from; ; d = (d + 1) % 7 {
 				w.days[d] = true
@@ -88,14 +88,14 @@ func parseWindow(s string) (window, error) {
 			}
 		}
 	default:
-		return bad("is no window")
+		return w, bad("is no window")
 	}
 	from, to, ok := strings.Cut(fields[len(fields)-1], "-")
 	var okFrom, okTo bool
 	w.from, okFrom = minutes(from)
 	w.to, okTo = minutes(to)
 	if !ok || !okFrom || !okTo || w.from == 24*60 || w.from == w.to {
-		return bad("has no span of time")
+		return w, bad("has no span of time")
 	}
 	return w, nil
 }

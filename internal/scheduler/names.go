@@ -28,10 +28,6 @@ func retireName(r ref.Ref) string      { return retirePrefix + r.String() }
 func laterName(r ref.Ref) string       { return laterPrefix + r.String() }
 func (s *Scheduler) sweepName() string { return sweepPrefix + s.owner }
 func (s *Scheduler) payload() []byte   { return []byte(s.owner) }
-func recurring(name string) (is bool)  { return !isDeadline(name) }
-func isDeadline(name string) bool {
-	return strings.HasPrefix(name, retirePrefix) || strings.HasPrefix(name, laterPrefix)
-}
 
 func (s *Scheduler) parseName(name string) (what, ref.Ref, error) {
 	if strings.HasPrefix(name, sweepPrefix) {

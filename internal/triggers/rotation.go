@@ -68,7 +68,7 @@ func (t *Rotation) rotate(ctx context.Context, e events.Event, log *slog.Logger)
 	id, token := e.Data.Ref, rotators.TokenOf(e.ID)
 	young, err := t.tooYoung(ctx, e, token)
 	if err == nil && young != "" {
-		log.WarnContext(ctx, "not rotated: "+young)
+		log.WarnContext(ctx, "not rotated", "why", young)
 		return nil
 	}
 	var res rotators.Result
