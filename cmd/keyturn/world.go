@@ -198,10 +198,14 @@ func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 	}
 	list := []any{secret(refAcmeLLM, "acme", rotatorAPIKey, map[string]any{"apikey": w.issuer.config("acme")})}
 	if w.pg != nil {
-		pg := map[string]any{"postgres": w.pg.config()}
+		orders := map[string]any{"postgres": w.pg.config()}
+		if c.Every >= 4*time.Second {
+			// So that a retirement is seen too: half-way to the next rotation.
+			orders["gate"] = map[string]any{"after": (c.Every / 2).String()}
+		}
 		list = append(list,
-			secret(refOrders, "acme", rotatorPostgresAlternating, pg),
-			secret(refBilling, "globex", rotatorPostgresSingle, pg))
+			secret(refOrders, "acme", rotatorPostgresAlternating, orders),
+			secret(refBilling, "globex", rotatorPostgresSingle, map[string]any{"postgres": w.pg.config()}))
 	} else {
 		list = append(list, secret(refGlobLLM, "globex", rotatorAPIKey, map[string]any{"apikey": w.issuer.config("globex")}))
 	}
@@ -263,7 +267,7 @@ func (w *world) banner(addr string) string {
 	var b strings.Builder
 	_, _ = fmt.Fprintf(&b, "\nkeyturn dev: NATS on 127.0.0.1:%d, notifier on %s, state in %s\n", w.ports.NATS, addr, w.shown("."))
 	if w.pg != nil {
-		_, _ = fmt.Fprintf(&b, "  acme/orders-db     PostgreSQL, two users that alternate\n  globex/billing-db  PostgreSQL, one user\n")
+		_, _ = fmt.Fprintf(&b, "  acme/orders-db     PostgreSQL, two users that alternate; the old one is retired half-way\n  globex/billing-db  PostgreSQL, one user\n")
 	} else {
 		_, _ = fmt.Fprintf(&b, "  no PostgreSQL found (install it with: %s), so both tenants rotate LLM keys only\n", pgInstallHint)
 	}
