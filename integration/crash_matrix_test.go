@@ -211,6 +211,32 @@ func TestCrashMatrix(t *testing.T) {
 	}
 }
 
+// TestCrashMatrixOfClouds kills a rotation at every request to the stores that
+// keep pending in a sibling. They are combined with the issuer of keys alone,
+// which is the quicker of the two targets and the one with more to lose: a key
+// that was issued and is in no version. A process that died is followed by the
+// next trigger, with a token of its own; one that lives on tries again with
+// the same.
+func TestCrashMatrixOfClouds(t *testing.T) {
+	b := newBroker(t)
+	bus, err := natsbus.Open(t.Context(), b.Conn(t), nil)
+	must(t, err)
+	js := b.jetStream(t)
+	all := platforms(&oneProcess{})
+	for _, name := range []string{"gcp", "azure", "vault"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			be := all[name](t)
+			crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) { // logs how many points there are
+				(&victim{
+					t: t, be: be, target: newIssuer(t, 2), tr: rotatortest.Traits{CurrentSurvivesSet: true, Issues: true}, bus: bus, js: js,
+					next: strings.Contains(t.Name(), "/"+crashtest.Die.String()+"/"),
+				}).survives(in)
+			})
+		})
+	}
+}
+
 // A victim is one secret whose rotation dies.
 type victim struct {
 	t      *testing.T
@@ -223,6 +249,8 @@ type victim struct {
 	// begin, if not nil, is the service that opens the rotation and then
 	// drives it step by step.
 	begin func(r ref.Ref, token string)
+	// next says that what comes after the crash is another trigger.
+	next bool
 }
 
 // rotate runs a rotation in a fresh process.
@@ -271,7 +299,14 @@ func (v *victim) survives(in *crashtest.Injector) {
 			t.Fatalf("after a crash at %q nothing that the store holds signs in as it should", in.Fired())
 		}
 	}
-	if err := v.rotate(nil, token); err != nil {
+	again := token
+	if v.next && cur.Token != token {
+		again = rotators.NewToken()
+		if get(t, store, v.ref, secrets.Pending) == nil {
+			token = again // nothing was journaled, so it is a rotation of its own
+		}
+	}
+	if err := v.rotate(nil, again); err != nil {
 		t.Fatalf("the attempt after the crash at %q (which gave: %v): %v", in.Fired(), failed, err)
 	}
 	now, prev := get(t, store, v.ref, secrets.Current), get(t, store, v.ref, secrets.Previous)
