@@ -61,10 +61,10 @@ func (s *Server) kv(e *engine, req *request, path string) answer {
 	case route{http.MethodGet, "data"}:
 		return s.readData(k, req)
 	case route{http.MethodPost, "data"}:
-		if name == "" || strings.HasSuffix(name, "/") {
+		if name == "" {
 			break
 		}
-		return s.writeData(e, k, name, req)
+		return s.writeData(e, k, name, req, "update")
 	case route{http.MethodPatch, "data"}:
 		return s.patchData(e, k, name, req)
 	case route{http.MethodDelete, "data"}:
@@ -152,7 +152,7 @@ func (s *Server) patchData(e *engine, k *key, name string, req *request) answer 
 		return fail(http.StatusInternalServerError, "1 error occurred:\n\t* "+err.Error()+"\n\n")
 	}
 	req.body["data"] = merge(data, patch)
-	return s.writeData(e, k, name, req)
+	return s.writeData(e, k, name, req, "patch")
 }
 
 // merge applies a merge patch: a null takes a member away.
@@ -171,7 +171,7 @@ func merge(to, patch map[string]any) map[string]any {
 	return to
 }
 
-func (s *Server) writeData(e *engine, k *key, name string, req *request) answer {
+func (s *Server) writeData(e *engine, k *key, name string, req *request, operation string) answer {
 	raw, found := req.body["data"]
 	if !found {
 		return fail(http.StatusBadRequest, "no data provided")
@@ -191,7 +191,7 @@ func (s *Server) writeData(e *engine, k *key, name string, req *request) answer 
 		return *a
 	}
 	now := s.now()
-	v := &version{data: encode(data), created: now, by: actor(req, "update")}
+	v := &version{data: encode(data), created: now, by: actor(req, operation)}
 	if fresh {
 		v.by = actor(req, "create")
 		k.created = now
@@ -327,9 +327,14 @@ func stamp(t time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
-// actor is whom the engine says a change was made by.
+// actor is whom the engine says a change was made by. A token need not belong
+// to an entity.
 func actor(req *request, operation string) any {
-	return map[string]any{"actor": req.token.name, "client_id": req.token.client, "entity_id": req.token.entity, "operation": operation}
+	by := map[string]any{"actor": req.token.name, "client_id": req.token.client, "operation": operation}
+	if req.token.entity != "" {
+		by["entity_id"] = req.token.entity
+	}
+	return by
 }
 
 // ints reads a list of numbers, or one, or some with commas.

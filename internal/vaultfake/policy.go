@@ -117,6 +117,7 @@ func (s *Server) authorize(req *request, secret string) *answer {
 	}
 	if t.uses > 0 {
 		if t.uses--; t.uses == 0 {
+			t.uses = -1
 			delete(s.tokens, t.id)
 		}
 	}

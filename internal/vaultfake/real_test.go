@@ -67,7 +67,8 @@ func shape(v any, at string) string {
 		}
 		return x
 	case float64:
-		if strings.HasSuffix(at, "_time") {
+		// A token's ttl counts down.
+		if strings.HasSuffix(at, "_time") || at == ".data.ttl" && x > 0 {
 			return "number"
 		}
 		return fmt.Sprint(x)

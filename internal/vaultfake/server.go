@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -74,8 +75,11 @@ func New(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{
 		transport: &http.Transport{MaxIdleConnsPerHost: 64},
-		spaces:    map[string]*space{}, wraps: map[string]*wrapped{},
-		tokens: map[string]*token{Root: {id: Root, accessor: id(12), policies: []string{"root"}, path: "auth/token/root", name: "token", orphan: true}},
+		spaces:    map[string]*space{}, wraps: map[string]*wrapped{}, tokens: map[string]*token{},
+	}
+	s.tokens[Root] = &token{
+		id: Root, accessor: id(12), policies: []string{"root"}, path: "auth/token/create", name: "token",
+		orphan: true, client: id(16), issued: s.now(),
 	}
 	s.space("").mounts["secret/"] = newEngine()
 	s.http = httptest.NewServer(http.HandlerFunc(s.serve))
@@ -177,9 +181,10 @@ type answer struct {
 	data     any
 	auth     any
 	warnings []string
-	kind     string // mount_type
-	full     bool   // an error status with an envelope, or, without data and warnings, with nothing
-	rewrap   []byte // an envelope that was kept
+	kind     string         // mount_type
+	beside   map[string]any // members beside those of the envelope
+	full     bool           // an error status with an envelope, or, without data and warnings, with nothing
+	rewrap   []byte         // an envelope that was kept
 }
 
 func ok(data any) answer                  { return answer{status: http.StatusOK, data: data} }
@@ -236,6 +241,9 @@ func (s *Server) answer(req *request, r *http.Request) answer {
 	if len(req.raw) > maxBody {
 		return fail(http.StatusRequestEntityTooLarge, "http: request body too large")
 	}
+	if err := checkJSON(req.raw); err != nil {
+		return fail(http.StatusInternalServerError, err.Error())
+	}
 	if req.method == http.MethodPatch && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/merge-patch+json") {
 		return fail(http.StatusUnsupportedMediaType, "PATCH requires Content-Type of application/merge-patch+json, provided "+r.Header.Get("Content-Type"))
 	}
@@ -248,6 +256,9 @@ func (s *Server) answer(req *request, r *http.Request) answer {
 	}
 	if req.space = s.spaces[req.ns]; req.space == nil {
 		return noRoute(req.ns + "/" + req.path)
+	}
+	if (req.method == http.MethodPost || req.method == http.MethodPatch) && strings.HasSuffix(req.path, "/") {
+		return fail(http.StatusBadRequest, "cannot write to a path ending in '/'")
 	}
 	if a, open := s.open(req, r); open {
 		return a
@@ -315,6 +326,7 @@ func (a answer) envelope() map[string]any {
 	if a.warnings != nil {
 		e["warnings"] = a.warnings
 	}
+	maps.Copy(e, a.beside)
 	return e
 }
 

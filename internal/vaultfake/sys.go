@@ -73,10 +73,15 @@ func (s *Server) wrap(req *request, a answer, ttl string) []byte {
 	s.wraps[secret] = w
 	e := answer{}.envelope()
 	e["request_id"] = ""
-	e["wrap_info"] = map[string]any{
+	info := map[string]any{
 		"token": secret, "accessor": id(12), "ttl": int64(w.ttl / time.Second),
 		"creation_time": w.created.Format(time.RFC3339Nano), "creation_path": w.path,
 	}
+	// What is wrapped can be revoked by who cannot read it.
+	if data, _ := a.data.(map[string]any); a.kind == "approle" && data["secret_id_accessor"] != nil {
+		info["wrapped_accessor"] = data["secret_id_accessor"]
+	}
+	e["wrap_info"] = info
 	return encode(e)
 }
 
@@ -115,7 +120,7 @@ func (s *Server) sys(req *request, path string) answer {
 		if len(paths) == 1 {
 			data["capabilities"] = data[paths[0]]
 		}
-		return answer{status: http.StatusOK, data: data, kind: "system"}
+		return answer{status: http.StatusOK, data: data, beside: data, kind: "system"}
 	case "POST wrapping":
 		if name == "wrap" {
 			return answer{status: http.StatusOK, data: req.body, kind: "system"}

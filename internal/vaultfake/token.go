@@ -16,7 +16,7 @@ type token struct {
 	ttl            time.Duration // at creation and of a renewal
 	expires, limit time.Time     // limit is what no renewal passes
 	renewable      bool
-	uses           int // 0 is any number
+	uses           int // 0 is any number, and -1 none
 	orphan         bool
 	entity, client string
 }
@@ -117,9 +117,7 @@ func (s *Server) tokenAPI(req *request, path string) answer {
 			"display_name": t.name, "num_uses": t.uses, "orphan": t.orphan, "creation_time": t.issued.Unix(),
 			"creation_ttl": int64(t.ttl / time.Second), "expire_time": expires, "ttl": s.seconds(t),
 			"explicit_max_ttl": 0, "entity_id": t.entity, "type": "service",
-		}
-		if !t.expires.IsZero() {
-			data["issue_time"], data["renewable"] = stamp(t.issued), t.renewable
+			"issue_time": stamp(t.issued), "renewable": t.renewable,
 		}
 		return answer{status: http.StatusOK, data: data, kind: "token"}
 	case "POST revoke-self":

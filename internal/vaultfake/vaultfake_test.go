@@ -53,13 +53,14 @@ var script = []step{
 	{method: "PUT", path: "kv/data/a", body: kv{"options": kv{"cas": 1}, "data": kv{"v": 2, "n": json.Number("12345678901234567890")}}, status: 200},
 	{method: "PUT", path: "kv/data/a", body: kv{"options": kv{"cas": "x"}, "data": kv{}}, status: 400, says: "check-and-set"},
 	{method: "PUT", path: "kv/data/a", body: kv{"options": kv{}}, status: 400, says: "no data"},
-	{method: "PUT", path: "kv/data/a/", body: kv{"data": kv{}}, status: 404},
+	{method: "PUT", path: "kv/data/a/", body: kv{"data": kv{}}, status: 400, says: "ending in '/'"},
 	{method: "GET", path: "kv/data/a", status: 200},
 	{method: "GET", path: "kv/data/a?version=1", status: 200},
 	{method: "GET", path: "kv/data/a?version=9", status: 404},
 	{method: "GET", path: "kv/metadata/a", status: 200},
 	{method: "PATCH", path: "kv/data/a", body: kv{"options": kv{"cas": 1}, "data": kv{"v": 3}}, status: 400, says: "did not match"},
 	{method: "PATCH", path: "kv/data/a", body: kv{"options": kv{"cas": 2}, "data": kv{"v": 3, "n": nil}}, status: 200},
+	{method: "GET", path: "kv/metadata/a", status: 200},
 	{method: "GET", path: "kv/data/a", status: 200},
 	{method: "POST", path: "kv/metadata/a", body: kv{"cas_required": true}, status: 204},
 	{method: "POST", path: "kv/data/a", body: kv{"data": kv{"v": 4}}, status: 400, says: "required"},
@@ -115,8 +116,18 @@ var script = []step{
 	{method: "GET", path: "kv/data/f/i", status: 200},
 	{method: "DELETE", path: "kv/metadata/f/i", status: 204},
 	{method: "GET", path: "kv/metadata/f/i", status: 404},
-	{method: "POST", path: "kv/data/big", body: kv{"data": kv{"n": json.Number("1e400")}}, status: 200},
-	{method: "GET", path: "kv/data/big", status: 500},
+
+	// JSON that the listener refuses.
+	{method: "POST", path: "kv/data/big", body: kv{"data": kv{"n": json.Number("1e400")}}, status: 500, says: "malformed JSON"},
+	{method: "POST", path: "kv/data/big", body: kv{"data": json.RawMessage(`{"a":{"b":1,"b":2}}`)}, status: 500, says: "duplicate key"},
+	{method: "POST", path: "kv/data/big", body: kv{"data": json.RawMessage(`{"a":"\ud800"}`)}, status: 500, says: "surrogate pair"},
+	{method: "POST", path: "kv/data/big", body: kv{"data": nested(299)}, status: 500, says: "exceeds allowed nesting depth"},
+	{method: "POST", path: "kv/data/big", body: kv{"data": kv{"a": make([]int, 10001)}}, status: 500, says: "exceeds allowed element count"},
+	{method: "GET", path: "kv/data/big", status: 404},
+	{method: "POST", path: "kv/data/big", body: kv{"data": nested(298)}, status: 200},
+	{method: "POST", path: "kv/data/big", body: kv{"data": kv{"a": make([]int, 10000)}}, status: 200},
+	{method: "POST", path: "kv/data/big", body: kv{"data": json.RawMessage(`{"a":"\\ud800","b":"\ud83d\ude00","c":1e-400}`)}, status: 200},
+	{method: "GET", path: "kv/data/big", status: 200},
 
 	// Paths that are none.
 	{method: "GET", path: "nothing/here", status: 404, says: "no handler for route"},
@@ -179,6 +190,11 @@ var script = []step{
 	{method: "POST", path: "sys/seal", body: kv{}, status: 204},
 	{method: "GET", path: "kv/data/b", status: 503, says: "sealed"},
 	{method: "POST", path: "auth/approle/login", token: "none", body: kv{"role_id": "x"}, status: 503, says: "sealed"},
+}
+
+// nested is an object with n arrays, one in the other.
+func nested(n int) json.RawMessage {
+	return json.RawMessage(`{"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}`)
 }
 
 func many(n int) kv {
