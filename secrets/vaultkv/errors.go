@@ -48,6 +48,7 @@ var meanings = []meaning{
 	{http.StatusTooManyRequests, "", fault.Unavailable, fault.ClassQuota, "a rate limit quota of Vault's was reached; try again later"},
 	{472, "", fault.Unavailable, "", "the server is a disaster recovery secondary; correct the address"},
 	{473, "", fault.Unavailable, "", "the server is a performance standby that does not forward; correct the address"},
+	{http.StatusInternalServerError, "exceeds allowed", fault.Invalid, fault.ClassQuota, "the value is deeper or longer than the listener's limits on JSON allow; raise max_json_depth and those beside it"},
 	{http.StatusNotImplemented, "", fault.Unavailable, "", "Vault is not initialized; run vault operator init"},
 	{http.StatusServiceUnavailable, "sealed", fault.Unavailable, "", "Vault is sealed; unseal it"},
 	{http.StatusServiceUnavailable, "", fault.Unavailable, "", "Vault is in maintenance, or overloaded; try again"},

@@ -47,6 +47,7 @@ func TestErrors(t *testing.T) {
 		{429, "", fault.Unavailable, fault.ClassQuota, "quota"},
 		{472, "", fault.Unavailable, "", "secondary"},
 		{473, "", fault.Unavailable, "", "standby"},
+		{500, "JSON input exceeds allowed nesting depth", fault.Invalid, fault.ClassQuota, "max_json_depth"},
 		{500, "", fault.Unavailable, "", "log"},
 		{501, "", fault.Unavailable, "", "init"},
 		{502, "", fault.Unavailable, "", "log"},

@@ -120,9 +120,38 @@ func testFields(t *testing.T, tg *target) {
 	}
 	r := at("fields/too-large-a-number")
 	create(t, s, r, "first")
-	for what, bad := range map[string]string{"number": `{"a":1e400}`, "field": `{"keyturn_text":"x"}`} {
-		_, err := s.PutPending(t.Context(), r, word(), secrets.NewString(bad))
-		wantErr(t, what, err, fault.Invalid)
+	for what, c := range map[string]struct{ value, says string }{
+		"number":  {`{"a":1e400}`, "number"},
+		"deeper":  {`{"a":{"b":[-1e400]}}`, "number"},
+		"field":   {`{"keyturn_text":"x"}`, "keyturn_text"},
+		"nesting": {`{"a":` + strings.Repeat("[", 299) + strings.Repeat("]", 299) + `}`, "nested"},
+		"array":   {`{"a":[` + strings.Repeat("1,", 10000) + `1]}`, "10000"},
+	} {
+		_, err := s.PutPending(t.Context(), r, word(), secrets.NewString(c.value))
+		wantErr(t, what, err, fault.Invalid, c.says)
+		_, err = s.CreateSecret(t.Context(), at("fields/new-"+what), secrets.NewString(c.value))
+		wantErr(t, "create, "+what, err, fault.Invalid, c.says)
+		// Refused before a write: not even the sibling was made.
+		for _, name := range []string{r.Name + "--pending", "fields/new-" + what} {
+			if status, _ := tg.call(t, "GET", mount+"/metadata/"+name, nil); status != 404 {
+				t.Errorf("%s: %s is there, status %d", what, name, status)
+			}
+		}
+	}
+	// JSON that Vault refuses, though it can be written otherwise.
+	for what, odd := range map[string]string{
+		"duplicate":          `{"a":1,"a":2}`,
+		"nested duplicate":   `{"a":{"b":1,"b":2}}`,
+		"half a pair":        `{"a":"\ud800"}`,
+		"keys as pairs":      `{"a":{"\ud83d\ude00":1,"\ud83d\ude01":2}}`,
+		"too small a number": `{"a":1e-400}`,
+		"as deep as can be":  `{"a":` + strings.Repeat("[", 298) + strings.Repeat("]", 298) + `}`,
+		"deep in an array":   strings.Repeat("[", 400) + strings.Repeat("]", 400),
+	} {
+		put(t, s, r, odd)
+		if got := get(t, s, r, secrets.Current); got != odd {
+			t.Errorf("%s: %s was read back as %s", what, odd, got)
+		}
 	}
 	// What Vault rounds is still exact.
 	put(t, s, r, `{"id":12345678901234567890}`)

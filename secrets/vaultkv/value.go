@@ -42,6 +42,9 @@ func encode(op string, v secrets.Value, field string) (fields, error) {
 	if err != nil {
 		return nil, fault.Newf(fault.Invalid, op, "the value has a number that Vault cannot hand out; expected 64-bit floating point, or a string")
 	}
+	if err := checkLimits(op, seen); err != nil {
+		return nil, err
+	}
 	if got, err := decode(op, seen, field); err != nil || !got.Equal(v) {
 		plain[textField] = quote(string(raw))
 	}
@@ -81,11 +84,17 @@ func decode(op string, data json.RawMessage, field string) (secrets.Value, error
 	return secrets.NewValue(b), nil
 }
 
-// plainFields are the fields of a text without those of our own.
+// plainFields are the fields of a text without those of our own. They are
+// written anew: Vault refuses a key that comes twice, and half of a surrogate
+// pair, which JSON allows.
 func plainFields(raw []byte, field string) fields {
 	var m fields
 	if json.Unmarshal(raw, &m) == nil && m != nil {
-		return m
+		b, err := canonical(m)
+		if err == nil && json.Unmarshal(b, &m) == nil {
+			clear(b)
+			return m
+		}
 	}
 	return fields{field: quote(string(raw))}
 }

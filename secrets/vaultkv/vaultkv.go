@@ -28,7 +28,8 @@
 // byte for byte what was given (another order of keys, spaces, 1.0) the exact
 // text is kept beside the fields in keyturn_text. It is ignored once the
 // fields are changed by somebody else. Vault hands out numbers as 64-bit
-// floating point; one too large for that is refused.
+// floating point; one too large for that is refused, and so is what is deeper
+// or longer than a listener of Vault's takes.
 //
 // # What Vault does by itself
 //
