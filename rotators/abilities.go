@@ -30,6 +30,13 @@ type Destroyer interface {
 	Destroy(ctx context.Context, c Change, old secrets.Value) error
 }
 
+// A Comparer is a Rotator that can tell whether two values hold one credential,
+// whatever else in them differs.
+type Comparer interface {
+	// SameCredential calls nobody. Values that it cannot read are not the same.
+	SameCredential(a, b secrets.Value) bool
+}
+
 // A Check is one thing that a rotation needs. Err is nil if it holds.
 type Check struct {
 	What string // "sign in to db.example.com:5432 as app over verified TLS"

@@ -2,6 +2,7 @@ package rotators
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -149,13 +150,17 @@ func (x *examination) pending(ctx context.Context, current *secrets.Version, cur
 	if holder == nil || holder.ID == current.ID {
 		return false, nil
 	}
-	if age := time.Since(holder.Created); !holder.Created.IsZero() && age < x.stuck {
+	pending, err := x.r.store.Get(ctx, x.id, secrets.Pending)
+	since := holder.Created
+	if err == nil && since.IsZero() {
+		since = pending.Created
+	}
+	if !since.IsZero() && time.Since(since) < x.stuck {
 		return currentRefused, nil // it is under way, and between set and finish current may be refused
 	}
-	pending, err := x.r.store.Get(ctx, x.id, secrets.Pending)
 	if fault.Is(err, fault.NotFound) {
 		x.find(PendingWithoutValue, "keyturn discard "+x.id.String()+" --token "+holder.Token, func(ctx context.Context) error {
-			return x.r.store.Discard(ctx, x.id, holder.Token)
+			return x.r.discardEmpty(ctx, x.id, holder.Token)
 		}, "rotation %s was opened and stored nothing", holder.Token)
 		return false, nil
 	}
@@ -163,13 +168,10 @@ func (x *examination) pending(ctx context.Context, current *secrets.Version, cur
 		return false, fmt.Errorf("read pending of %s: %w", x.id, err)
 	}
 	x.c.Pending = pending.Value
-	forward := func(ctx context.Context) error {
-		_, err := x.r.Rotate(ctx, x.id, pending.Token)
-		return err
-	}
+	forward := func(ctx context.Context) error { return x.r.rollForward(ctx, x.id, pending.Token) }
 	rotate := "keyturn rotate " + x.id.String()
 	if _, ok := x.r.rotator.(Verifier); !ok {
-		x.find(StuckPending, rotate, forward, "rotation %s is unfinished since %s", pending.Token, stamp(holder.Created))
+		x.find(StuckPending, rotate, forward, "rotation %s is unfinished since %s", pending.Token, stamp(since))
 		return false, nil
 	}
 	refused, err := x.refused(ctx, pending.Value)
@@ -182,7 +184,7 @@ func (x *examination) pending(ctx context.Context, current *secrets.Version, cur
 	case err != nil:
 		return false, err
 	case refused:
-		x.find(StuckPending, rotate, forward, "rotation %s is unfinished since %s, and the target does not honour its credential yet", pending.Token, stamp(holder.Created))
+		x.find(StuckPending, rotate, forward, "rotation %s is unfinished since %s, and the target does not honour its credential yet", pending.Token, stamp(since))
 		if !currentRefused || x.c.Previous.IsZero() {
 			return false, nil
 		}
@@ -194,8 +196,64 @@ func (x *examination) pending(ctx context.Context, current *secrets.Version, cur
 	if currentRefused {
 		what = "readers get one that the target refuses"
 	}
-	x.find(PendingNotPromoted, rotate, forward, "the target honours the credential of rotation %s, unfinished since %s, and %s", pending.Token, stamp(holder.Created), what)
+	x.find(PendingNotPromoted, rotate, forward, "the target honours the credential of rotation %s, unfinished since %s, and %s", pending.Token, stamp(since), what)
 	return true, nil
+}
+
+// discardEmpty discards a pending version that has no value, and nothing that
+// got one since it was looked at: that may be the only copy of a credential.
+func (r *Runner) discardEmpty(ctx context.Context, id ref.Ref, token string) error {
+	_, err := r.store.Get(ctx, id, secrets.Pending)
+	if err == nil {
+		return fault.Newf(fault.Conflict, "doctor", "rotation %s of %s has stored its value meanwhile; it is under way, and nothing was discarded", token, id)
+	}
+	if !fault.Is(err, fault.NotFound) {
+		return fmt.Errorf("read pending of %s: %w", id, err)
+	}
+	return r.store.Discard(ctx, id, token)
+}
+
+// rollForward finishes an unfinished rotation. One whose credential the
+// target refuses for good, as an issued key that somebody revoked, is given up
+// if current works.
+func (r *Runner) rollForward(ctx context.Context, id ref.Ref, token string) error {
+	_, err := r.Rotate(ctx, id, token)
+	if !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassAuth {
+		return err
+	}
+	unlock, lerr := r.locks.lock(ctx, id)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	defer unlock()
+	if !r.onlyCurrentWorks(ctx, id, token) {
+		return err
+	}
+	return r.store.Discard(ctx, id, token)
+}
+
+// onlyCurrentWorks reports whether the target refuses the pending credential
+// of the rotation named token, and honours the current one: then the pending
+// version is no one's only copy.
+func (r *Runner) onlyCurrentWorks(ctx context.Context, id ref.Ref, token string) bool {
+	v, ok := r.rotator.(Verifier)
+	if !ok {
+		return false
+	}
+	current, err := r.store.Get(ctx, id, secrets.Current)
+	if err != nil || current.Token == token {
+		return false
+	}
+	pending, err := r.store.Get(ctx, id, secrets.Pending)
+	if err != nil || pending.Token != token {
+		return false
+	}
+	c := Change{Ref: id, Token: token, Current: current.Value, Pending: pending.Value}
+	if err := v.Verify(ctx, c, current.Value); err != nil {
+		return false
+	}
+	err = v.Verify(ctx, c, pending.Value)
+	return fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth
 }
 
 func stamp(t time.Time) string {

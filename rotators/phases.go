@@ -11,9 +11,11 @@ import (
 	"github.com/keyturn/keyturn/secrets"
 )
 
-// cleanUp removes the pending stage that a finished rotation left behind.
+// cleanUp removes what a finished rotation left behind: a pending stage, or
+// bookkeeping that a description does not show. A service that opens rotations
+// clears its own label.
 func (r *Runner) cleanUp(ctx context.Context, id ref.Ref, d *secrets.Description, token string) error {
-	if !d.Has(token, secrets.Pending) {
+	if d.Opened && !d.Has(token, secrets.Pending) {
 		return nil
 	}
 	if err := r.store.Discard(ctx, id, token); err != nil {

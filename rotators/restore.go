@@ -52,7 +52,7 @@ func (r *Runner) Restore(ctx context.Context, id ref.Ref) (Restoration, error) {
 		return out, err
 	}
 	c.StillPending = r.stillCurrent(id, current.ID)
-	if rs, ok := r.rotator.(Restorer); ok && !old.Value.Equal(c.Current) {
+	if rs, ok := r.rotator.(Restorer); ok && !r.same(old.Value, c.Current) {
 		if err := rs.Restore(ctx, c, old.Value); err != nil && !fault.Is(err, fault.Invalid) {
 			return out, fmt.Errorf("restore version %s of %s: %w", previous.ID, id, err)
 		} else if err != nil {

@@ -113,7 +113,7 @@ func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force b
 		return out, moved(id, "nothing was retired")
 	}
 	c := Change{Ref: id, Token: now.Token, Current: now.Value}
-	if out.Proven, err = r.takeOut(ctx, c, current.ID, previous.ID, !force); err != nil {
+	if out.Proven, err = r.takeOut(ctx, c, current.ID, previous.ID, taking{prove: !force, whatever: force}); err != nil {
 		return out, fmt.Errorf("retire version %s of %s: %w", previous.ID, id, err)
 	}
 	if s, ok := r.store.(secrets.Disabler); ok {
@@ -175,9 +175,6 @@ func (r *Runner) mayBegin(ctx context.Context, id ref.Ref, d *secrets.Descriptio
 	}
 	if previous := d.Holder(secrets.Previous); previous != nil && !previous.Disabled && (!r.opts.KeepPrevious || previous.Held) {
 		if v := r.ask(ctx, id, d, byRotation); !v.open {
-			if v.overdue {
-				r.announceOverdue(ctx, id, previous.ID)
-			}
 			return notYet("rotate", id, v.waiting, v.next)
 		}
 	}
@@ -190,14 +187,19 @@ func (r *Runner) makeRoom(ctx context.Context, c Change, currentID string) error
 	if _, ok := r.rotator.(Retirer); !ok || r.opts.KeepPrevious || c.Previous.IsZero() {
 		return nil
 	}
-	_, err := r.takeOut(ctx, c, currentID, "", true)
-	if fault.Is(err, fault.Invalid) {
-		// Nothing of ours can revoke it, as where the database has moved since.
-		// That must not keep every rotation to come from beginning.
-		r.opts.Logger.WarnContext(ctx, "the superseded credential cannot be revoked", "secret", c.Ref.String(), "err", err)
-		return nil
+	_, err := r.takeOut(ctx, c, currentID, "", taking{})
+	if !fault.Is(err, fault.Invalid) {
+		return err
 	}
-	return err
+	// Where the database has moved since, nothing of ours can revoke what is
+	// left on the old one; that must not keep every rotation to come from
+	// beginning. A revocation that fails for another reason must: each
+	// rotation would leave one more credential alive.
+	if v, ok := r.rotator.(Verifier); !ok || !fault.Is(v.Verify(ctx, c, c.Previous), fault.Invalid) {
+		return err
+	}
+	r.opts.Logger.WarnContext(ctx, "the superseded credential is for another target and was not revoked", "secret", c.Ref.String(), "err", err)
+	return nil
 }
 
 // disableSuperseded takes out of the store, when a rotation finishes, what
@@ -216,11 +218,17 @@ func (r *Runner) disableSuperseded(ctx context.Context, id ref.Ref, d *secrets.D
 	return nil
 }
 
+// taking says how a credential is taken out of use.
+type taking struct {
+	prove    bool // see that it is refused
+	whatever bool // even if it can never be revoked
+}
+
 // takeOut revokes at the target what c.Current superseded, and proves that it
 // is dead. want, if not "", is the id that the previous version must have.
 // The announcement comes before the store forgets the version, so that a
 // version which is disabled was announced.
-func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, prove bool) (proven bool, err error) {
+func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, how taking) (proven bool, err error) {
 	old, err := r.store.Get(ctx, c.Ref, secrets.Previous)
 	if fault.Is(err, fault.NotFound) {
 		return false, nil
@@ -233,23 +241,22 @@ func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, 
 	}
 	c.Previous = old.Value
 	rt, revokes := r.rotator.(Retirer)
-	// An equal value is one that was restored: revoking it would kill the
-	// current credential.
-	if !old.Value.Equal(c.Current) {
+	// A value with the current credential is one that was restored, or edited:
+	// revoking it would kill the current one.
+	if !r.same(old.Value, c.Current) {
 		if revokes {
 			if err := r.announceAgain(ctx, c, currentID); err != nil {
 				return false, err
 			}
 			c.StillPending = r.stillCurrent(c.Ref, currentID)
-			if err := rt.Retire(ctx, c, old.Value); err != nil && (prove || !fault.Is(err, fault.Invalid)) {
+			if err := rt.Retire(ctx, c, old.Value); err != nil && (!how.whatever || !fault.Is(err, fault.Invalid)) {
 				return false, err
 			}
 		}
-		if v, ok := r.rotator.(Verifier); ok && prove {
-			if err := r.proveDead(ctx, v, c, old.Value); err != nil {
+		if v, ok := r.rotator.(Verifier); ok && how.prove {
+			if proven, err = r.proveDead(ctx, v, c, old.Value); err != nil {
 				return false, err
 			}
-			proven = true
 		}
 	}
 	e := r.fill(events.New(events.VersionRetired, c.Ref, time.Now(), old.ID))
@@ -268,36 +275,50 @@ func (r *Runner) takeOut(ctx context.Context, c Change, currentID, want string, 
 // made current, or that a rotation is about to set.
 func (r *Runner) stillCurrent(id ref.Ref, currentID string) func(context.Context) error {
 	return func(ctx context.Context) error {
-		d, err := r.store.Describe(ctx, id)
-		if err != nil {
-			return fmt.Errorf("describe %s again: %w", id, err)
-		}
-		c, p := d.Holder(secrets.Current), d.Holder(secrets.Pending)
-		if c == nil || c.ID != currentID {
-			return moved(id, "nothing was changed")
-		}
-		if p != nil && p.ID != c.ID && (!d.Opened || !p.Created.IsZero()) {
+		// In this order: a rotation that ends between the two looks has moved
+		// current, and the second look sees that.
+		p, err := r.store.Get(ctx, id, secrets.Pending)
+		switch {
+		case err == nil:
 			return &fault.Error{
 				Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "retire",
 				Msg: fmt.Sprintf("a rotation of %s (token %s) began meanwhile; nothing was changed", id, p.Token),
 			}
+		case !fault.Is(err, fault.NotFound):
+			return fmt.Errorf("read pending of %s again: %w", id, err)
+		}
+		d, err := r.store.Describe(ctx, id)
+		if err != nil {
+			return fmt.Errorf("describe %s again: %w", id, err)
+		}
+		if c := d.Holder(secrets.Current); c == nil || c.ID != currentID {
+			return moved(id, "nothing was changed")
 		}
 		return nil
 	}
 }
 
-// proveDead signs in with old and wants to be refused.
-func (r *Runner) proveDead(ctx context.Context, v Verifier, c Change, old secrets.Value) error {
-	err := v.Verify(ctx, c, old)
+// same reports whether two values hold one credential.
+func (r *Runner) same(a, b secrets.Value) bool {
+	if c, ok := r.rotator.(Comparer); ok && c.SameCredential(a, b) {
+		return true
+	}
+	return a.Equal(b)
+}
+
+// proveDead signs in with old and wants to be refused. What names another
+// target is not tried, and not proven.
+func (r *Runner) proveDead(ctx context.Context, v Verifier, c Change, old secrets.Value) (proven bool, err error) {
+	err = v.Verify(ctx, c, old)
 	switch {
 	case err == nil:
-		return fault.Newf(fault.Unavailable, "retire", "the superseded credential still signs in; if it is the same credential as the current one, repeat with --force to disable its version only")
+		return false, fault.Newf(fault.Unavailable, "retire", "the superseded credential still signs in; look at the target, or repeat with --force to disable its version only")
 	case fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth:
-		return nil
+		return true, nil
 	case fault.Is(err, fault.Invalid):
-		return nil // it names another target, where nothing of ours signs in
+		return false, nil
 	}
-	return fmt.Errorf("prove that the superseded credential is dead: %w", err)
+	return false, fmt.Errorf("prove that the superseded credential is dead: %w", err)
 }
 
 // announceOverdue raises the alert of a gate that holds beyond its limit.

@@ -89,8 +89,12 @@ func (r *Runner) stagePrevious(ctx context.Context, id ref.Ref, token, currentID
 	if err != nil {
 		return err
 	}
-	if old.Value.Equal(c.Current) {
-		return fault.Newf(fault.Invalid, "rollback", "the previous version of %s holds the same credential as the current one; rotate it instead", id)
+	if r.same(old.Value, c.Current) {
+		err := fault.Newf(fault.Invalid, "rollback", "the previous version of %s holds the same credential as the current one; rotate it instead", id)
+		if previous.Disabled {
+			err = errors.Join(err, r.disableAgain(ctx, id))
+		}
+		return err
 	}
 	if s, ok := r.store.(secrets.Succeeder); ok {
 		_, err = s.PutPendingAfter(ctx, id, token, currentID, old.Value)
@@ -116,23 +120,37 @@ func (r *Runner) set(ctx context.Context, c Change, currentID string) error {
 	return r.rotator.Set(ctx, c)
 }
 
+// disableAgain takes out of use what a rollback that came to nothing had
+// enabled: left held, it would keep every rotation from beginning.
+func (r *Runner) disableAgain(ctx context.Context, id ref.Ref) error {
+	s, ok := r.store.(secrets.Disabler)
+	if !ok {
+		return nil
+	}
+	d, err := r.store.Describe(ctx, id)
+	if err != nil {
+		return fmt.Errorf("describe %s: %w", id, err)
+	}
+	if h := d.Holder(secrets.Previous); h != nil && h.Held {
+		if err := s.Disable(ctx, id, h.ID); err != nil {
+			return fmt.Errorf("disable version %s of %s: %w", h.ID, id, err)
+		}
+	}
+	return nil
+}
+
 // giveUpRollback discards the pending credential of a rollback that the
 // target refuses for good while it honours the current one: kept, it would
 // block every rotation to come.
 func (r *Runner) giveUpRollback(ctx context.Context, id ref.Ref, token string, p Phase, cause error) error {
-	v, ok := r.rotator.(Verifier)
-	if !ok || p == Finish || !fault.Is(cause, fault.Denied) && !fault.Is(cause, fault.Invalid) {
-		return cause
-	}
-	current, err := r.store.Get(ctx, id, secrets.Current)
-	if err != nil || current.Token == token {
-		return cause
-	}
-	if err := v.Verify(ctx, Change{Ref: id, Token: token, Current: current.Value}, current.Value); err != nil {
+	if p == Finish || !fault.Is(cause, fault.Denied) && !fault.Is(cause, fault.Invalid) || !r.onlyCurrentWorks(ctx, id, token) {
 		return cause
 	}
 	if err := r.store.Discard(ctx, id, token); err != nil {
 		return errors.Join(cause, fmt.Errorf("discard pending: %w", err))
+	}
+	if err := r.disableAgain(ctx, id); err != nil {
+		return errors.Join(cause, err)
 	}
 	return &fault.Error{
 		Kind: fault.Invalid, Class: fault.ClassOf(cause), Op: "rollback",

@@ -185,6 +185,8 @@ func TestBadConfig(t *testing.T) {
 		"cron gate":         {replace("Europe/Berlin", "Europe/Berlin, gate: {after: 30h}"), "rotate less often"},
 		"bad gate":          {replace(`"@every 24h"`, `"@every 24h", gate: {adopted: true, max: 1h, at_limit: panic}`), "retire or hold"},
 		"bad password":      {replace(`"@every 24h"`, `"@every 24h", password: {password_length: 2}`), "length 2"},
+		"adopted for ever":  {replace(`"@every 24h"`, `"@every 24h", gate: {adopted: true}`), "set max"},
+		"jitter too long":   {replace(`"@every 24h"`, `"@every 24h", jitter: 24h`), "shorten jitter"},
 		"negative jitter":   {replace(`"@every 24h"`, `"@every 24h", jitter: -1s`), "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {

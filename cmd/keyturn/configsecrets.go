@@ -214,7 +214,13 @@ func (s *secretConfig) checkGate() error {
 	if err := s.gate.Validate(); err != nil {
 		return err
 	}
+	if s.gate.Adopted && s.gate.Max == 0 {
+		return fmt.Errorf("gate: adopted waits for ever, since nothing here knows the fleet yet; set max and at_limit, or use after")
+	}
 	period := shortestPeriod(s.spec)
+	if period > 0 && s.Jitter >= period {
+		return fmt.Errorf("jitter is %s and the schedule %q comes every %s: the next firing would take the place of one that waits; shorten jitter", s.Jitter, s.Schedule, period)
+	}
 	if least := max(g.After, g.Min, s.MinAge); period > 0 && least >= period {
 		return fmt.Errorf("the schedule %q comes every %s, and the gate or min_age lets none begin within %s; rotate less often, or shorten them", s.Schedule, period, least)
 	}

@@ -30,6 +30,12 @@ func (c *discardCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	// Not beside a rotation: what it has just set would lose its only copy.
+	ctx, unlock, err := p.sched.Hold(ctx, r, holdWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	d, err := store.Describe(ctx, r)
 	if err != nil {
 		return err

@@ -121,7 +121,7 @@ func (s *stores) openVault(ctx context.Context, cluster string) (secrets.Store, 
 		return nil, fmt.Errorf("vault.%s: %w", cluster, err)
 	}
 	s.closes = append(s.closes, func() error { session.Close(); return nil })
-	return vaultkv.New(client, &vaultkv.Options{Cluster: cluster, Logger: s.log})
+	return vaultkv.New(client, &vaultkv.Options{Cluster: cluster, Logger: s.log, Locker: s.locks})
 }
 
 // method is how a cluster is signed in to.

@@ -168,6 +168,32 @@ func (c Calendar) Allows(t time.Time) bool {
 	return false
 }
 
+// Closes returns the end of the opening that t is in: the next time at which
+// no rotation may begin, or a year later. It is t where t is in none.
+func (c Calendar) Closes(t time.Time) time.Time {
+	end := t.AddDate(0, 0, horizon)
+	if !c.Allows(t) {
+		return t
+	}
+	var closes []time.Time
+	for _, f := range c.freezes {
+		closes = append(closes, f.from)
+	}
+	local := t.In(c.zone)
+	for d := range horizon {
+		for _, w := range c.windows {
+			closes = append(closes, time.Date(local.Year(), local.Month(), local.Day()+d, 0, w.to, 0, 0, c.zone))
+		}
+	}
+	slices.SortFunc(closes, time.Time.Compare)
+	for _, o := range closes {
+		if o.After(t) && o.Before(end) && !c.Allows(o) {
+			return o
+		}
+	}
+	return end
+}
+
 // horizon bounds the search of Next.
 const horizon = 366 // days
 

@@ -46,6 +46,14 @@ func (s *Scheduler) checkOrder() error {
 	return nil
 }
 
+// waiting is how long j has been waiting for one that comes before it. A newer
+// firing takes the place of one that waits, so the time is kept here; it is
+// forgotten when the rotation begins.
+func (s *Scheduler) waiting(j *Job) time.Duration {
+	since, _ := s.waits.LoadOrStore(j.Ref, s.o.Now())
+	return s.o.Now().Sub(since.(time.Time))
+}
+
 // before names a secret that j comes after and that is due, put off or
 // half-way.
 func (s *Scheduler) before(ctx context.Context, j *Job) (ref.Ref, bool) {

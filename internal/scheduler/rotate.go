@@ -64,9 +64,12 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 	}
 	// What was begun is finished at any time: half-way is the worst place.
 	if !unfinished(d) {
-		if done(d, t) {
+		if s.done(d, t) {
 			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
 			return nil
+		}
+		if t.Current == "" {
+			t.Current = currentID(d)
 		}
 		now := s.o.Now()
 		if wait := t.Requested.Sub(now); wait > time.Second {
@@ -78,19 +81,21 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 		}
 		if opens.After(now) {
 			log.InfoContext(ctx, "not now: outside its windows, or in a freeze", "until", opens)
-			return s.later(ctx, j, t, opens.Add(Offset(j.Ref, j.Jitter)))
+			// Spread over the opening, and never beyond it.
+			return s.later(ctx, j, t, opens.Add(Offset(j.Ref, min(j.Jitter, j.Calendar.Closes(opens).Sub(opens)))))
 		}
 	}
-	if name, waits := s.before(ctx, j); waits && s.o.Now().Sub(t.Requested) < s.o.OrderWait {
+	if name, waits := s.before(ctx, j); waits && s.waiting(j) < s.o.OrderWait {
 		return natsbus.After(orderPoll, fault.Newf(fault.Unavailable, "schedule", "%s waits for %s, which rotates before it", j.Ref, name))
 	}
+	s.waits.Delete(j.Ref)
 	return s.locked(ctx, j, t, func(ctx context.Context) error {
 		// Whoever held the lock until now may have done it.
 		d, err := j.Store.Describe(ctx, j.Ref)
 		if err != nil {
 			return fmt.Errorf("describe %s: %w", j.Ref, err)
 		}
-		if !unfinished(d) && done(d, t) {
+		if !unfinished(d) && s.done(d, t) {
 			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
 			return nil
 		}
@@ -107,10 +112,25 @@ func unfinished(d *secrets.Description) bool {
 
 // done reports whether another trigger's rotation, which ended after this one
 // was asked for, was this one too. One of the same token is left to the
-// runner, which announces it once more.
-func done(d *secrets.Description, t trigger) bool {
+// runner, which announces it once more. By time alone only a firing is judged
+// that nobody has looked at yet: some stores tell a later time than the true.
+func (s *Scheduler) done(d *secrets.Description, t trigger) bool {
 	c := d.Holder(secrets.Current)
-	return c != nil && c.Token != t.Token && !t.Requested.IsZero() && c.Activated.After(t.Requested)
+	switch {
+	case c == nil || c.Token != "" && c.Token == t.Token:
+		return false
+	case t.Current != "":
+		return c.ID != t.Current
+	}
+	return !t.Requested.IsZero() && c.Activated.After(t.Requested)
+}
+
+// currentID is the id of the current version, or "".
+func currentID(d *secrets.Description) string {
+	if c := d.Holder(secrets.Current); c != nil {
+		return c.ID
+	}
+	return ""
 }
 
 // locked calls rotate with the secret held against all other replicas, and
@@ -157,7 +177,12 @@ func (s *Scheduler) failed(ctx context.Context, j *Job, t trigger, err error) er
 	if c := fault.ClassOf(err); c != "" {
 		kind += "/" + string(c)
 	}
-	if !fault.Retryable(err) || t.Failed >= retry.Limit {
+	if limit := !fault.Retryable(err) || t.Failed >= retry.Limit; limit && s.halfWay(ctx, j, err) {
+		// Half-way is the worst place to stop in: said once, and never given up.
+		if t.Failed == retry.Limit {
+			s.announce(ctx, j, t, fmt.Sprintf("half-way, and failed %d times: %s", t.Failed, kind), "half-way")
+		}
+	} else if limit {
 		s.o.Logger.ErrorContext(ctx, "rotation given up until its next trigger", "secret", j.Ref.String(), "attempts", t.Failed, "kind", kind, "err", err)
 		s.announce(ctx, j, t, fmt.Sprintf("gave up after %d attempts: %s", t.Failed, kind), "gave up")
 		return nil
@@ -165,6 +190,18 @@ func (s *Scheduler) failed(ctx context.Context, j *Job, t trigger, err error) er
 	wait := retry.wait(t.Failed)
 	s.o.Logger.WarnContext(ctx, "rotation failed; it is tried again", "secret", j.Ref.String(), "attempts", t.Failed, "wait", wait, "kind", kind, "err", err)
 	return s.later(ctx, j, t, s.o.Now().Add(wait))
+}
+
+// halfWay reports whether giving up after err would leave a rotation
+// half-way, as far as can be told.
+func (s *Scheduler) halfWay(ctx context.Context, j *Job, err error) bool {
+	if !fault.Retryable(err) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	d, derr := j.Store.Describe(ctx, j.Ref)
+	return fault.Is(derr, fault.Unavailable) || derr == nil && unfinished(d)
 }
 
 // later fires the trigger again at a time, in place of one that waits for

@@ -16,6 +16,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
@@ -91,6 +92,9 @@ type Scheduler struct {
 	owner string
 	jobs  map[ref.Ref]*Job
 	o     Options
+	// waits is since when a secret waits for one that comes before it, as far
+	// as this process knows.
+	waits sync.Map
 }
 
 // New returns the Scheduler of the deployment named owner. The order between
@@ -130,6 +134,9 @@ type trigger struct {
 	Token string `json:"token,omitempty"`
 	// Requested is when the rotation was asked for first.
 	Requested time.Time `json:"requested,omitzero"`
+	// Current is the version that was current when the rotation was asked for
+	// first, "" if nobody looked: one that finds another has had its rotation.
+	Current string `json:"current,omitempty"`
 	// Failed counts the attempts that failed.
 	Failed int `json:"failed,omitempty"`
 	// Cause says who asked, for the log.
@@ -146,6 +153,9 @@ func (s *Scheduler) Fire(ctx context.Context, f natsbus.Firing) error {
 		return err
 	}
 	if what == sweepAll {
+		if f.Name != s.sweepName() {
+			return fault.Newf(fault.Unavailable, "schedule", "%q is another deployment's", f.Name)
+		}
 		return s.sweepAll(ctx)
 	}
 	j := s.jobs[r]
@@ -196,10 +206,19 @@ func Offset(r ref.Ref, jitter time.Duration) time.Duration {
 // Request asks for a rotation because of something that happened outside. id
 // names the occasion: asked twice it is one rotation.
 func (s *Scheduler) Request(ctx context.Context, r ref.Ref, cause, id string, when time.Time) error {
-	if s.jobs[r] == nil {
+	j := s.jobs[r]
+	if j == nil {
 		return nil
 	}
-	b, err := json.Marshal(trigger{Token: rotators.TokenOf(id), Requested: when, Cause: cause})
+	d, err := j.Store.Describe(ctx, r)
+	if err != nil {
+		return fmt.Errorf("describe %s: %w", r, err)
+	}
+	return s.request(ctx, r, cause, id, when, d)
+}
+
+func (s *Scheduler) request(ctx context.Context, r ref.Ref, cause, id string, when time.Time, d *secrets.Description) error {
+	b, err := json.Marshal(trigger{Token: rotators.TokenOf(id), Requested: when, Current: currentID(d), Cause: cause})
 	if err != nil {
 		return fmt.Errorf("encode a trigger: %w", err)
 	}
@@ -218,17 +237,15 @@ func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
 	if j == nil {
 		return nil
 	}
-	if e.Data.Version != "" {
-		d, err := j.Store.Describe(ctx, r)
-		if err != nil {
-			return fmt.Errorf("describe %s: %w", r, err)
-		}
-		if c := d.Holder(secrets.Current); c != nil && c.ID != e.Data.Version {
-			s.o.Logger.InfoContext(ctx, "a notice about a superseded version starts nothing", "secret", r.String(), "version", e.Data.Version)
-			return nil
-		}
+	d, err := j.Store.Describe(ctx, r)
+	if err != nil {
+		return fmt.Errorf("describe %s: %w", r, err)
 	}
-	return s.Request(ctx, r, string(e.Type), e.ID, e.Time)
+	if v := e.Data.Version; v != "" && v != currentID(d) {
+		s.o.Logger.InfoContext(ctx, "a notice about a superseded version starts nothing", "secret", r.String(), "version", v)
+		return nil
+	}
+	return s.request(ctx, r, string(e.Type), e.ID, e.Time, d)
 }
 
 // Wanted lists the events that Hear acts on.

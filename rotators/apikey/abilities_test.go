@@ -77,7 +77,7 @@ func TestAbilitiesByConfiguration(t *testing.T) {
 		_, verifies := r.(rotators.Verifier)
 		_, tries := r.(rotators.DryRunner)
 		_, restores := r.(rotators.Restorer)
-		_, destroys := r.(apikey.Destroyer)
+		_, destroys := r.(rotators.Destroyer)
 		_, finds := r.(rotators.OrphanFinder)
 		if !retires || !verifies || !tries || restores != c.restores || destroys != c.restores || finds != c.orphan {
 			t.Errorf("%s: retires %t, verifies %t, dry-runs %t, restores %t, destroys %t, finds orphans %t", name, retires, verifies, tries, restores, destroys, finds)
@@ -104,9 +104,9 @@ func TestDestroy(t *testing.T) {
 		if err := r.(rotators.Retirer).Retire(t.Context(), c, old); err != nil || !tg.has(read(t, old).ID) || tg.Live(t) != 1 {
 			t.Fatalf("retire: %v; want the key disabled and there", err)
 		}
-		_ = tg.Rotator(t, in).(apikey.Destroyer).Destroy(t.Context(), c, old)
+		_ = tg.Rotator(t, in).(rotators.Destroyer).Destroy(t.Context(), c, old)
 		in.Restart()
-		d := r.(apikey.Destroyer)
+		d := r.(rotators.Destroyer)
 		for _, v := range []secrets.Value{old, old, next, secrets.NewString(`{}`)} {
 			if err := d.Destroy(t.Context(), c, v); err != nil {
 				t.Fatal(err)

@@ -93,7 +93,7 @@ type pointers struct {
 // New returns the rotator for one issuer, which is a [rotators.Retirer],
 // [rotators.Verifier] and [rotators.DryRunner]; with a list request it is a
 // [rotators.OrphanFinder], and with requests to disable and enable a
-// [rotators.Restorer] and a [Destroyer]. Errors are of kind Invalid and say
+// [rotators.Restorer] and a [rotators.Destroyer]. Errors are of kind Invalid and say
 // what is wrong with c: every template is tried with made-up values.
 func New(c Config, opts *Options) (rotators.Rotator, error) {
 	c, err := c.resolve()

@@ -272,7 +272,7 @@ func TestOpenRouterPreset(t *testing.T) {
 	if err := r.(rotators.Restorer).Restore(t.Context(), c, first); err != nil || o.keys[0]["disabled"] != false {
 		t.Errorf("restore: %v", err)
 	}
-	if err := r.(apikey.Destroyer).Destroy(t.Context(), c, first); err != nil || len(o.keys) != 2 {
+	if err := r.(rotators.Destroyer).Destroy(t.Context(), c, first); err != nil || len(o.keys) != 2 {
 		t.Errorf("destroy: %v; %d keys are left", err, len(o.keys))
 	}
 	for _, check := range r.(rotators.DryRunner).DryRun(t.Context(), c) {

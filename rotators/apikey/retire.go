@@ -8,13 +8,6 @@ import (
 	"github.com/keyturn/keyturn/secrets"
 )
 
-// A Destroyer revokes for good a credential that Retire only disables. It
-// takes what Retire takes and spares what Retire spares; what is gone already
-// is success, so it may be repeated.
-type Destroyer interface {
-	Destroy(ctx context.Context, c rotators.Change, old secrets.Value) error
-}
-
 // Retire implements [rotators.Retirer]. The key of current or pending is never
 // taken out of use, even if old is another value that names it too.
 func (r *rotator) Retire(ctx context.Context, c rotators.Change, old secrets.Value) error {
@@ -30,11 +23,30 @@ func (r *rotator) Retire(ctx context.Context, c rotators.Change, old secrets.Val
 	if err := r.sweepBetween(ctx, admin, c, gone, cur); err != nil {
 		return err
 	}
+	if err := stillPending(ctx, c); err != nil {
+		return err
+	}
 	if r.disable == nil {
 		return r.revokeID(ctx, admin, gone.id)
 	}
 	_, err = r.do(ctx, r.disable, data{adminField: admin, "ID": gone.id})
 	return err
+}
+
+// stillPending asks whether what is about to be changed still is superseded.
+// An issuer has no lock, so this is as late as it can be asked.
+func stillPending(ctx context.Context, c rotators.Change) error {
+	if c.StillPending == nil {
+		return nil
+	}
+	return c.StillPending(ctx)
+}
+
+// SameCredential implements [rotators.Comparer].
+func (r *rotator) SameCredential(a, b secrets.Value) bool {
+	x, errX := parse("compare", "a value", a)
+	y, errY := parse("compare", "a value", b)
+	return errX == nil && errY == nil && x.is(y)
 }
 
 // unused reads current and old. The second is nil if its key is in use, or if
@@ -73,8 +85,8 @@ func (r *rotator) revokeID(ctx context.Context, admin, id string) error {
 type switcher struct{ r *rotator }
 
 var (
-	_ rotators.Restorer = switcher{}
-	_ Destroyer         = switcher{}
+	_ rotators.Restorer  = switcher{}
+	_ rotators.Destroyer = switcher{}
 )
 
 // Restore implements [rotators.Restorer]: the key of old is enabled, and used
@@ -93,6 +105,9 @@ func (s switcher) Restore(ctx context.Context, c rotators.Change, old secrets.Va
 	if err != nil {
 		return err
 	}
+	if err := stillPending(ctx, c); err != nil {
+		return err
+	}
 	a, err := s.r.do(ctx, s.r.enable, data{adminField: admin, "ID": was.id})
 	if err != nil {
 		return err
@@ -103,7 +118,7 @@ func (s switcher) Restore(ctx context.Context, c rotators.Change, old secrets.Va
 	return s.r.try(ctx, was)
 }
 
-// Destroy implements [Destroyer]. Unlike Retire it looks for no orphans: old
+// Destroy implements [rotators.Destroyer]. Unlike Retire it looks for no orphans: old
 // may be of long ago, and what was made since is no attempt to succeed it.
 func (s switcher) Destroy(ctx context.Context, c rotators.Change, old secrets.Value) error {
 	cur, gone, err := s.r.unused(ctx, "destroy", c, old)

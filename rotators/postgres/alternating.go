@@ -68,13 +68,20 @@ func (r *alternating) Set(ctx context.Context, c rotators.Change) error {
 	}
 	ctx, cancel := r.bound(ctx)
 	defer cancel()
-	if done, err := r.signsIn(ctx, op, as("pending", pend, cur)); done || err != nil {
+	done, err := r.signsIn(ctx, op, as("pending", pend, cur))
+	if err != nil || done && !c.Pending.Equal(c.Previous) {
 		return err
 	}
 	s, at, err := r.asMaster(ctx, op, cur, as("pending", pend, cur))
 	if err != nil {
+		if done {
+			return nil
+		}
 		return err
 	}
+	// What a rollback sets signs in already, as a rule, and a retirement that
+	// began before may be about to end that: only the lock tells. Without a
+	// master there is none, and a rollback does not wait for one.
 	defer s.close()
 	return s.change(ctx, lockName(cur, pend), func() error {
 		if done, err := r.signsIn(ctx, op, at); done || err != nil {

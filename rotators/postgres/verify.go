@@ -12,7 +12,21 @@ import (
 var (
 	_ rotators.Verifier = (*single)(nil)
 	_ rotators.Verifier = (*alternating)(nil)
+	_ rotators.Comparer = (*single)(nil)
+	_ rotators.Comparer = (*alternating)(nil)
 )
+
+// SameCredential implements [rotators.Comparer]: one user with one password.
+// Where is not compared, since a secret that was edited may name its server
+// otherwise.
+func (b *base) SameCredential(x, y secrets.Value) bool {
+	s, err := parse("postgres: compare", "a value", x)
+	if err != nil {
+		return false
+	}
+	o, err := parse("postgres: compare", "a value", y)
+	return err == nil && s.Username == o.Username && samePassword(s, o)
+}
 
 // Verify implements [rotators.Verifier], for any user of current's server.
 func (b *base) Verify(ctx context.Context, c rotators.Change, v secrets.Value) error {
