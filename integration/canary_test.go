@@ -214,6 +214,15 @@ func TestCanary(t *testing.T) {
 		t.Errorf("%d attempts failed and %d did not; the fuse did not do its work", failures, rotations)
 	}
 
+	refused := 0
+	for r, runner := range runners {
+		n := showFailures(t, c, f, runner, s, r, log)
+		if n < 12 {
+			t.Errorf("%d commands on %s failed; the fuse did not do its work", n, r)
+		}
+		refused += n
+	}
+
 	// A password that somebody changed behind the store's back.
 	db.sql(t, "ALTER ROLE billing PASSWORD '"+c.plant()+"'")
 	_, err := runners[billing].Rotate(t.Context(), billing, "")
@@ -223,6 +232,7 @@ func TestCanary(t *testing.T) {
 	}
 	log.Record(err, qerr)
 	c.collect(store, billing)
+	refused += showAll(t, runners[billing], s, billing, log, func() { c.collect(store, billing) })
 
 	broken(t, c, s, runners, m, log)
 	notices(t, c, hook, bus, log)
@@ -268,8 +278,8 @@ func TestCanary(t *testing.T) {
 	if !inDir(t, b.Dir(), version) {
 		t.Error("the files of JetStream do not hold a version's id, so they are not what was to be searched")
 	}
-	t.Logf("%d values looked for after %d rotations and %d failed ones, in %d KiB of log and %d KiB of PostgreSQL's",
-		len(c.all), rotations, failures, len(log.String())>>10, len(db.log.String())>>10)
+	t.Logf("%d values looked for after %d rotations and %d failed ones, and %d other commands that failed, in %d KiB of log and %d KiB of PostgreSQL's",
+		len(c.all), rotations, failures, refused, len(log.String())>>10, len(db.log.String())>>10)
 }
 
 // newKeyRotator rotates the issuer's keys, its calls passing through the fuse.
@@ -299,6 +309,24 @@ func broken(t *testing.T, c *canaries, s fused, runners map[ref.Ref]*rotators.Ru
 				t.Errorf("the broken value %d was rotated", i)
 			}
 			log.Record(res, err)
+		}
+		// The same as superseded, and as pending.
+		for _, promote := range []bool{true, false} {
+			if p := get(t, s, r, secrets.Pending); p != nil { // of a rollback
+				must(t, s.Discard(t.Context(), r, p.Token))
+			}
+			token := rotators.NewToken()
+			_, err := s.PutPending(t.Context(), r, token, secrets.NewString(fmt.Sprintf(form, c.plant())))
+			must(t, err)
+			if promote {
+				_, err = s.Promote(t.Context(), r, token)
+				must(t, err)
+			}
+			for _, runner := range runners {
+				if showAll(t, runner, s, r, log, func() {}) == 0 {
+					t.Errorf("no command complained of the broken value %d", i)
+				}
+			}
 		}
 		h, err := pgxauth.New(m.client, r, nil)
 		must(t, err)

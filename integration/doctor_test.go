@@ -56,13 +56,16 @@ type ward struct {
 	runner  *rotators.Runner
 	ref     ref.Ref
 	db      *database
+	log     *leaktest.Recorder
+	secret  canaries
 }
 
 func newWard(t *testing.T, p platform, db *database, user string) *ward {
 	t.Helper()
-	w := &ward{t: t, p: p, store: p.open(t, nil), db: db}
+	w := &ward{t: t, p: p, store: p.open(t, nil), db: db, log: &leaktest.Recorder{}, secret: canaries{t: t, seen: map[string]bool{}}}
 	w.ref, w.rotator = pair(t, p, w.store, db, user, true, &postgres.Options{})
-	w.runner = rotators.NewRunner(w.store, w.rotator, &rotators.Options{KeepPrevious: true})
+	w.runner = rotators.NewRunner(w.store, w.rotator, &rotators.Options{KeepPrevious: true, Logger: w.log.Logger()})
+	w.secret.collect(w.store, w.ref)
 	return w
 }
 
@@ -74,11 +77,13 @@ func (w *ward) interrupted(s secrets.Store, r rotators.Rotator) {
 	}
 }
 
-// finds examines and wants exactly one finding that says what is wrong.
+// finds examines, records what is shown, and wants exactly one finding that says what is wrong.
 func (w *ward) finds(want rotators.Problem, says string) rotators.Finding {
 	w.t.Helper()
 	all, err := w.runner.Examine(w.t.Context(), w.ref, stuckAtOnce)
 	must(w.t, err)
+	w.log.Record(all)
+	w.secret.collect(w.store, w.ref)
 	if len(all) != 1 || all[0].Problem != want || all[0].Ref != w.ref || all[0].Repair == "" || !strings.Contains(all[0].Detail, says) {
 		w.t.Fatalf("found %+v; want %q alone, with %q and a repair", all, want, says)
 	}
@@ -96,10 +101,15 @@ func (w *ward) mends(f rotators.Finding) {
 	w.sound()
 }
 
+// sound wants nothing found, what plain readers get to sign in, and no value in
+// anything that was shown so far.
 func (w *ward) sound() {
 	w.t.Helper()
 	all, err := w.runner.Examine(w.t.Context(), w.ref, stuckAtOnce)
 	must(w.t, err)
+	w.log.Record(all)
+	w.secret.collect(w.store, w.ref)
+	w.log.Check(w.t, w.secret.all...)
 	if len(all) > 0 {
 		w.t.Fatalf("still found: %+v", all)
 	}
@@ -114,7 +124,7 @@ func (w *ward) lock() (user, password string) {
 	w.t.Helper()
 	s, err := dbsecret.Parse(get(w.t, w.store, w.ref, secrets.Current).Value)
 	must(w.t, err)
-	w.db.sql(w.t, "ALTER ROLE "+s.Username+" PASSWORD '"+leaktest.Canary()+"'")
+	w.db.sql(w.t, "ALTER ROLE "+s.Username+" PASSWORD '"+w.secret.plant()+"'")
 	return s.Username, string(s.Password.Reveal())
 }
 

@@ -266,8 +266,8 @@ func tellStory(d *daemon, alternating bool) {
 
 	again, err := d.runner.Retire(ctx, d.ref, false)
 	must(t, err)
-	if !again.Retired || !again.Now || again.Version != old {
-		t.Errorf("retired again: %+v; want version %s, now", again, old)
+	if !again.Retired || !again.Now || !again.Proven || again.Version != old {
+		t.Errorf("retired again: %+v; want version %s, now, and seen to be refused", again, old)
 	}
 	d.wants("retired again", first, false, old, retired)
 
@@ -283,6 +283,7 @@ func tellStory(d *daemon, alternating bool) {
 		t.Error("after rollback the user's other password still signs in")
 	}
 
+	d.log.Record(res, res.Why, again, back, d.runner.DryRun(ctx, d.ref))
 	// However many ways the news came by, each version became current once.
 	d.told()
 	if got := d.heard(events.VersionActivated); !slices.Equal(got, []string{now, back.Version}) {
