@@ -19,7 +19,9 @@ const changeTries = 20
 type plan func(ctx context.Context, st *state) (act func(context.Context) error, err error)
 
 // change carries out f under the lock, and begins again when somebody else
-// wrote between look and act.
+// wrote between look and act. What a promotion that died has left is settled
+// first, whatever f is about: the note of it is what the next state is told by,
+// and its value must not stay where nobody looks.
 //
 // After an error that leaves open whether the write took effect, f looks once
 // more: that it finds nothing left to do is success. The write is not repeated,
@@ -42,7 +44,13 @@ func (s *Store) change(ctx context.Context, op string, r ref.Ref, f plan) error 
 
 func (s *Store) try(ctx context.Context, op string, r ref.Ref, f plan) error {
 	for try := range changeTries {
-		st, err := s.look(ctx, r)
+		st, err := s.settled(ctx, op, r)
+		if fault.Is(err, fault.Conflict) && fault.ClassOf(err) == fault.ClassConcurrency {
+			if err := pause(ctx, try); err != nil {
+				return fault.New(fault.Unavailable, op, err)
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -63,7 +71,7 @@ func (s *Store) try(ctx context.Context, op string, r ref.Ref, f plan) error {
 			continue
 		}
 		if open(err) {
-			if again, lerr := s.look(ctx, r); lerr == nil {
+			if again, lerr := s.look(ctx, r); lerr == nil && again.left == nil {
 				if act, ferr := f(ctx, again); ferr == nil && act == nil {
 					return nil
 				}

@@ -2,6 +2,7 @@ package sibling
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
@@ -135,14 +136,40 @@ func (p *Pending) version() *secrets.Version {
 	return &secrets.Version{ID: pendingPrefix + p.ID, Token: p.Token, Value: p.Value, Created: p.Created}
 }
 
+// settled looks, and settles what is left of a promotion that died. The sibling
+// has moved then, so it looks again.
+func (s *Store) settled(ctx context.Context, op string, r ref.Ref) (*state, error) {
+	st, err := s.look(ctx, r)
+	if err != nil || st.left == nil {
+		return st, err
+	}
+	serr := s.settle(ctx, r, st)
+	if serr != nil && !open(serr) && !fault.Is(serr, fault.Conflict) {
+		return nil, serr
+	}
+	// An answer that was lost leaves open whether it is done.
+	again, err := s.look(ctx, r)
+	switch {
+	case err != nil && serr != nil:
+		return nil, serr
+	case err != nil:
+		return nil, err
+	case again.left == nil:
+		return again, nil
+	case open(serr):
+		return nil, serr
+	}
+	return nil, &fault.Error{
+		Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: op, Err: serr,
+		Msg: fmt.Sprintf("others promoted or recorded rotation %s of %s meanwhile; read the secret again", again.left.Token, r),
+	}
+}
+
 // settle notes what a promotion that died has not noted, and clears what it
 // left. It may be repeated.
 func (s *Store) settle(ctx context.Context, r ref.Ref, st *state) error {
 	if err := s.record(ctx, r, st); err != nil {
 		return err
-	}
-	if st.left == nil {
-		return nil
 	}
 	return s.d.Clear(ctx, r, st.rev)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/keyturn/keyturn/fault"
@@ -30,6 +31,20 @@ func (b *backend) died(t *testing.T, r ref.Ref) {
 	}
 }
 
+// leftover returns the values that the sibling still holds, of whatever age.
+func (b *backend) leftover(r ref.Ref) (out []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if it := b.side[r]; it != nil {
+		for _, v := range it.versions {
+			if v.value != nil {
+				out = append(out, string(v.value))
+			}
+		}
+	}
+	return out
+}
+
 // noted tells what the service knows of its newest version.
 func (b *backend) noted(r ref.Ref) string {
 	b.mu.Lock()
@@ -38,40 +53,52 @@ func (b *backend) noted(r ref.Ref) string {
 	return fmt.Sprintf("%s after %s", v.token, v.previous)
 }
 
+// wantedly turns the error that is expected into none.
+func wantedly(err error, kind fault.Kind) error {
+	if fault.Is(err, kind) {
+		return nil
+	}
+	return fmt.Errorf("%w; expected the kind %s", err, kind)
+}
+
 // TestUnrecordedPromotion: a promotion that died between its append and the
 // note of it is seen by every reader, and noted by whoever writes next.
 func TestUnrecordedPromotion(t *testing.T) {
 	const tok, rival = "rotation-2", "rotation-3"
-	for name, c := range map[string]struct {
-		write func(ctx context.Context, s *sibling.Store, r ref.Ref) error
-		notes bool
-	}{
-		"promote": {func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
+	for name, write := range map[string]func(ctx context.Context, s *sibling.Store, r ref.Ref) error{
+		"promote": func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
 			_, err := s.Promote(ctx, r, tok)
 			return err
-		}, true},
-		"discard":       {func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Discard(ctx, r, tok) }, true},
-		"discard other": {func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Discard(ctx, r, rival) }, true},
-		"put pending": {func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
+		},
+		"discard":       func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Discard(ctx, r, tok) },
+		"discard other": func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Discard(ctx, r, rival) },
+		"put pending": func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
 			_, err := s.PutPending(ctx, r, rival, secrets.NewString("third"))
 			return err
-		}, true},
-		"disable": {func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
+		},
+		"disable, enable": func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
 			return errors.Join(s.Disable(ctx, r, "2"), s.Enable(ctx, r, "2"))
-		}, false},
-		"put pending again": {func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
+		},
+		"disable what is disabled": func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Disable(ctx, r, "1") },
+		"enable what is enabled":   func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Enable(ctx, r, "2") },
+		"destroy":                  func(ctx context.Context, s *sibling.Store, r ref.Ref) error { return s.Destroy(ctx, r, "1") },
+		"promote other": func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
+			_, err := s.Promote(ctx, r, rival)
+			return wantedly(err, fault.NotFound)
+		},
+		"put pending again": func(ctx context.Context, s *sibling.Store, r ref.Ref) error {
 			_, err := s.PutPending(ctx, r, tok, secrets.NewString("third"))
-			if fault.Is(err, fault.Conflict) {
-				return nil
-			}
-			return fmt.Errorf("%w; expected a conflict", err)
-		}, false},
+			return wantedly(err, fault.Conflict)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBackend(kind{swaps: true})
 			r := b.Create(t, secrets.NewString("old"))
 			s := b.Open(t, nil).(*sibling.Store)
 			rotate(t, s, r, "rotation-1", "first")
+			if err := s.Disable(t.Context(), r, "1"); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := s.PutPending(t.Context(), r, tok, secrets.NewString("second")); err != nil {
 				t.Fatal(err)
 			}
@@ -81,18 +108,17 @@ func TestUnrecordedPromotion(t *testing.T) {
 				wantStage(t, s, r, secrets.Previous, "rotation-1", "first")
 			}
 			wantNone(t, s, r, secrets.Pending)
-			if err := s.Disable(t.Context(), r, "3"); !fault.Is(err, fault.Conflict) {
-				t.Errorf("disable current: %v, expected a conflict", err)
-			}
-			if err := c.write(t.Context(), s, r); err != nil {
+			if err := write(t.Context(), s, r); err != nil {
 				t.Fatal(err)
 			}
-			want := " after "
-			if c.notes {
-				want = tok + " after 2"
-			}
-			if got := b.noted(r); got != want {
+			if got, want := b.noted(r), tok+" after 2"; got != want {
 				t.Errorf("noted is %q, expected %q", got, want)
+			}
+			if got := b.leftover(r); slices.Contains(got, "second") {
+				t.Errorf("the sibling holds %q, what was promoted among it", got)
+			}
+			if err := s.Disable(t.Context(), r, "3"); !fault.Is(err, fault.Conflict) {
+				t.Errorf("disable current: %v, expected a conflict", err)
 			}
 			wantStage(t, s, r, secrets.Current, tok, "second")
 			wantStage(t, s, r, secrets.Previous, "rotation-1", "first")

@@ -43,11 +43,6 @@ func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current s
 			return nil, fault.Newf(fault.Conflict, op, "version %s of %s is not current any more; read the secret again", current, r)
 		}
 		return func(ctx context.Context) error {
-			// What is overwritten is the only trace of a promotion that was
-			// not recorded.
-			if err := s.record(ctx, r, st); err != nil {
-				return err
-			}
 			if err := s.d.PutPending(ctx, r, st.rev, Pending{Token: token, After: st.currentID(), Value: v}); err != nil {
 				return err
 			}
@@ -87,10 +82,7 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 		switch {
 		case m.Current.has(token):
 			done = m.Current
-			if st.left == nil {
-				return nil, nil
-			}
-			return func(ctx context.Context) error { return s.settle(ctx, r, st) }, nil
+			return nil, nil
 		case p != nil && p.Token != token:
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s is pending, not %s; read the secret again", p.Token, r, token)
 		case m.Previous.has(token):
@@ -149,7 +141,8 @@ func (s *Store) append(ctx context.Context, r ref.Ref, st *state) (*secrets.Vers
 	return v, nil
 }
 
-// Discard implements [secrets.Store].
+// Discard implements [secrets.Store]. Of a token that was promoted it notes and
+// clears what is left, as every write does.
 func (s *Store) Discard(ctx context.Context, r ref.Ref, token string) error {
 	const op = "sibling: discard"
 	if err := check(ctx, op, r); err != nil {
@@ -161,8 +154,6 @@ func (s *Store) Discard(ctx context.Context, r ref.Ref, token string) error {
 	return s.change(ctx, op, r, func(_ context.Context, st *state) (func(context.Context) error, error) {
 		defer st.wipe()
 		switch {
-		case st.left != nil:
-			return func(ctx context.Context) error { return s.settle(ctx, r, st) }, nil
 		case st.pending == nil || st.main.Current.has(token):
 			return nil, nil
 		case st.pending.Token != token:
