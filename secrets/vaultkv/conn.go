@@ -75,7 +75,7 @@ func (r *reply) data(op string, out any) error {
 	return nil
 }
 
-// get reads a path. A 404 is no error here: its reply may have data.
+// get reads a path. A 404 of Vault's is no error here: its reply may have data.
 func (c *conn) get(ctx context.Context, op, ns, path string, query url.Values) (*reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -111,23 +111,15 @@ func (c *conn) patch(ctx context.Context, op, ns, path string, body map[string]a
 
 // list returns the keys of a folder; nothing there is no keys.
 func (c *conn) list(ctx context.Context, op, ns, path string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	found, err := c.in(ns, c.client.Token()).ListWithContext(ctx, path)
-	if err != nil {
-		return nil, classify(op, err)
+	got, err := c.get(ctx, op, ns, path, url.Values{"list": {"true"}})
+	if err != nil || got.status == http.StatusNotFound {
+		return nil, err
 	}
-	if found == nil {
-		return nil, nil
+	var found struct{ Keys []string }
+	if err := got.data(op, &found); err != nil {
+		return nil, err
 	}
-	all, _ := found.Data["keys"].([]any)
-	keys := make([]string, 0, len(all))
-	for _, k := range all {
-		if s, ok := k.(string); ok {
-			keys = append(keys, s)
-		}
-	}
-	return keys, nil
+	return found.Keys, nil
 }
 
 // remove deletes a path. What is not there is success.
@@ -139,7 +131,7 @@ func (c *conn) remove(ctx context.Context, op, ns, path string) error {
 	return err
 }
 
-// finish reads an answer; one with the status allowed is no error.
+// finish reads an answer; one of Vault's with the status allowed is no error.
 func finish(op string, resp *api.Response, err error, allowed int) (*reply, error) {
 	if resp == nil || resp.Response == nil {
 		if err == nil {
@@ -148,17 +140,25 @@ func finish(op string, resp *api.Response, err error, allowed int) (*reply, erro
 		return nil, classify(op, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if err != nil {
-		var re *api.ResponseError
-		if resp.StatusCode != allowed || !errors.As(err, &re) || noRoute(re) {
-			return nil, classify(op, err)
-		}
+	var re *api.ResponseError
+	if err != nil && (resp.StatusCode != allowed || !errors.As(err, &re)) {
+		return nil, classify(op, err)
 	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
+	body, rerr := io.ReadAll(resp.Body)
+	if rerr != nil {
+		return nil, classify(op, rerr)
+	}
+	if re != nil && !nothing(re) && !hasData(body) {
 		return nil, classify(op, err)
 	}
 	return &reply{status: resp.StatusCode, body: body}, nil
+}
+
+// hasData reports whether an answer is an envelope that is not empty: a 404
+// with one is about a version that was deleted.
+func hasData(body []byte) bool {
+	var envelope struct{ Data map[string]json.RawMessage }
+	return json.Unmarshal(body, &envelope) == nil && len(envelope.Data) > 0
 }
 
 // limited cuts off the bodies of answers, those of errors too, which the

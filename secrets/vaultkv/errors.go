@@ -65,6 +65,9 @@ func classify(op string, err error) error {
 	if !errors.As(err, &re) {
 		return network(op, err)
 	}
+	if re.StatusCode == http.StatusNotFound && !nothing(re) && !noRoute(re) {
+		return fault.Newf(fault.Unavailable, op, "a 404 that is not Vault's, so nobody knows what is there; look at the address, and for a proxy in between")
+	}
 	for _, m := range meanings {
 		if m.status == re.StatusCode && says(re, m.text) {
 			return &fault.Error{Kind: m.kind, Class: m.class, Op: op, Msg: fmt.Sprintf("%s (status %d)", m.hint, re.StatusCode)}
@@ -110,8 +113,17 @@ func says(re *api.ResponseError, text string) bool {
 	return text == ""
 }
 
+// nothing reports whether Vault says that nothing is there: a list of errors
+// without one. A proxy that has lost its Vault says 404 too, and must not be
+// taken for that: a live version would be given up, or an orphan removed that
+// is none.
+// https://developer.hashicorp.com/vault/api-docs#error-response
+func nothing(re *api.ResponseError) bool {
+	return re.StatusCode == http.StatusNotFound && !re.RawError && re.Errors != nil && len(re.Errors) == 0
+}
+
 // noRoute tells a path that Vault does not have from a secret that is not
 // there.
 func noRoute(re *api.ResponseError) bool {
-	return says(re, "no handler for route") || says(re, "unsupported path")
+	return !re.RawError && (says(re, "no handler for route") || says(re, "unsupported path"))
 }
