@@ -6,59 +6,16 @@ import (
 	"strconv"
 	"time"
 
-	"cloud.google.com/go/iam/apiv1/iampb"
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 )
-
-// TestIamPermissions answers for the caller of the fake, who may do everything
-// that [Server.Deny] left. A secret that does not exist has no permissions.
-func (v *service) TestIamPermissions(_ context.Context, r *iampb.TestIamPermissionsRequest) (*iampb.TestIamPermissionsResponse, error) {
-	n, err := v.parse(r.GetResource(), "")
-	if err != nil {
-		return nil, err
-	}
-	out := &iampb.TestIamPermissionsResponse{}
-	if v.s.secrets[n.secretName()] == nil {
-		return out, nil
-	}
-	for _, p := range r.GetPermissions() {
-		if !v.s.isDenied(n.secretName(), p) {
-			out.Permissions = append(out.Permissions, p)
-		}
-	}
-	return out, nil
-}
 
 // AddProject makes one more project known.
 func (s *Server) AddProject(id, number string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.projects[id], s.projects[number] = number, number
-}
-
-// Deny takes permissions away, for one secret, or for all if the name is
-// empty. Permissions are IAM's: secretmanager.versions.access and so on.
-func (s *Server) Deny(secretName string, permissions ...string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if secretName != "" {
-		secretName = s.canonical(secretName)
-	}
-	if s.denied[secretName] == nil {
-		s.denied[secretName] = map[string]bool{}
-	}
-	for _, p := range permissions {
-		s.denied[secretName][p] = true
-	}
-}
-
-// Allow gives all permissions back.
-func (s *Server) Allow() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.denied)
 }
 
 // FailNext fails the next requests of a method, one each, without effect. A
@@ -116,7 +73,7 @@ func (s *Server) Create(pb *secretmanagerpb.Secret, values ...string) {
 	if m == nil || m[3] == "" || m[4] != "" {
 		s.t.Fatalf("gcpfake: %q is not the name of a secret", pb.GetName())
 	}
-	v := &service{s: s, location: m[2]}
+	v := &service{s: s, location: m[2], byHand: true}
 	if m[2] == "" && pb.GetReplication() == nil {
 		pb.Replication = &secretmanagerpb.Replication{Replication: &secretmanagerpb.Replication_Automatic_{
 			Automatic: &secretmanagerpb.Replication_Automatic{},

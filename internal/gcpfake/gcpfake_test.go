@@ -307,6 +307,48 @@ func TestPermissions(t *testing.T) {
 	wantCode(t, "unknown project", err, codes.PermissionDenied, "(or it may not exist)")
 }
 
+// TestGrants: what was granted on a secret says nothing of one that is not
+// there, which is therefore denied, and is lost with the secret.
+func TestGrants(t *testing.T) {
+	fake, c := setup(t, "a")
+	ctx := t.Context()
+	get := func(id string) error {
+		_, err := c.GetSecret(ctx, &secretmanagerpb.GetSecretRequest{Name: parent + "/secrets/" + id})
+		return err
+	}
+	create := func(id string) error {
+		_, err := c.CreateSecret(ctx, &secretmanagerpb.CreateSecretRequest{Parent: parent, SecretId: id, Secret: &secretmanagerpb.Secret{
+			Replication: &secretmanagerpb.Replication{Replication: &secretmanagerpb.Replication_Automatic_{Automatic: &secretmanagerpb.Replication_Automatic{}}},
+		}})
+		return err
+	}
+	fake.Grant(name, "secretmanager.secrets.get")
+	wantCode(t, "granted", get("db"), codes.OK, "")
+	wantCode(t, "not there", get("other"), codes.PermissionDenied, "(or it may not exist)")
+	wantCode(t, "not granted", create("other"), codes.PermissionDenied, "secretmanager.secrets.create")
+	_, err := access(ctx, c, "1")
+	wantCode(t, "not granted", err, codes.PermissionDenied, "secretmanager.versions.access")
+
+	fake.Delete(name)
+	wantCode(t, "deleted", get("db"), codes.PermissionDenied, "(or it may not exist)")
+	fake.Create(&secretmanagerpb.Secret{Name: name}, "b")
+	wantCode(t, "made anew", get("db"), codes.PermissionDenied, "(or it may not exist)")
+
+	// A condition is on the full name, which for making a secret is the project's.
+	others := func(resource string) bool {
+		return strings.HasPrefix(resource, "projects/"+gcpfake.ProjectNumber+"/secrets/other")
+	}
+	fake.GrantIf(parent, others, "secretmanager.secrets.get", "secretmanager.secrets.create", "secretmanager.versions.access")
+	wantCode(t, "not there, granted on the project", get("other"), codes.NotFound, "not found")
+	wantCode(t, "beside the condition", get("db"), codes.PermissionDenied, "(or it may not exist)")
+	wantCode(t, "made beside the condition", create("other"), codes.PermissionDenied, "secretmanager.secrets.create")
+	fake.Grant(parent, "secretmanager.secrets.create")
+	wantCode(t, "made", create("other"), codes.OK, "")
+	wantCode(t, "made", get("other"), codes.OK, "")
+	fake.Allow()
+	wantCode(t, "all permitted", get("db"), codes.OK, "")
+}
+
 // TestNotices are as the service publishes them: number in the names, Pacific
 // time, quotes in the etag, one message a topic.
 func TestNotices(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -36,7 +35,7 @@ func (v *service) parse(text, permission string) (name, error) {
 		return name{}, denied(permission, text)
 	}
 	n.project = number
-	if v.s.isDenied(n.secretName(), permission) {
+	if !v.byHand && permission != "" && !v.s.permitted(n, permission) {
 		return name{}, denied(permission, text)
 	}
 	return n, nil
@@ -50,6 +49,17 @@ func (n name) parent() string {
 }
 
 func (n name) secretName() string { return n.parent() + "/secrets/" + n.secret }
+
+// full is the whole name, which conditions of IAM compare.
+func (n name) full() string {
+	switch {
+	case n.secret == "":
+		return n.parent()
+	case n.version == "":
+		return n.secretName()
+	}
+	return n.secretName() + "/versions/" + n.version
+}
 
 // secret finds the secret of a request.
 func (v *service) secret(text, permission string) (*secret, name, error) {
@@ -93,23 +103,6 @@ func (v *service) version(text, permission string, aliases bool) (*secret, *vers
 
 func fail(code codes.Code, format string, args ...any) error {
 	return status.Error(code, fmt.Sprintf(format, args...))
-}
-
-// denied is a refusal as IAM words it.
-func denied(permission, resource string) error {
-	st := status.New(codes.PermissionDenied, fmt.Sprintf("Permission '%s' denied for resource '%s' (or it may not exist).", permission, resource))
-	if with, err := st.WithDetails(&errdetails.ErrorInfo{
-		Reason: "IAM_PERMISSION_DENIED", Domain: "iam.googleapis.com",
-		Metadata: map[string]string{"permission": permission, "resource": resource},
-	}); err == nil {
-		st = with
-	}
-	return st.Err()
-}
-
-// isDenied reports whether a test took a permission away.
-func (s *Server) isDenied(secret, permission string) bool {
-	return s.denied[""][permission] || s.denied[secret][permission]
 }
 
 // lastPart is what follows the last slash.

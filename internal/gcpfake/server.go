@@ -49,6 +49,7 @@ type Server struct {
 	projects map[string]string  // number by id and by number
 	servers  map[string]*endpoint
 	denied   map[string]map[string]bool // permissions by secret, "" for all
+	grants   []grant                    // if there are any, nothing else is permitted
 	faults   map[string][]error         // next failures by method
 	corrupt  int                        // how many answers to damage
 	calls    []Call
@@ -225,4 +226,5 @@ type service struct {
 	secretmanagerpb.UnimplementedSecretManagerServiceServer
 	s        *Server
 	location string
+	byHand   bool // a test's own request, which no permission limits
 }
