@@ -220,6 +220,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		out = a.encode()
 	}
 	s.calls = append(s.calls, Call{req.ns, req.method, req.path, a.status})
+	w.Header().Set("Date", s.now().Format(http.TimeFormat))
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
