@@ -19,6 +19,9 @@ func (r *rotator) Retire(ctx context.Context, c rotators.Change, old secrets.Val
 	if err != nil {
 		return err
 	}
+	if err := stillPending(ctx, c); err != nil {
+		return err
+	}
 	// Before old, from whose age the orphans are known.
 	if err := r.sweepBetween(ctx, admin, c, gone, cur); err != nil {
 		return err

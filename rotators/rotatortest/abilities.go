@@ -97,6 +97,22 @@ func (w *world) unchanged(what string, f func()) {
 	}
 }
 
+// stalled calls f as a process does that stood still, while others rotated,
+// until right before the change: it must not be made.
+func (w *world) stalled(what string, c rotators.Change, f func(rotators.Change) error) {
+	w.Helper()
+	c.StillPending = func(context.Context) error {
+		return fault.Newf(fault.Conflict, "store", "another process was here")
+	}
+	w.unchanged(what+" by a process that stalled", func() {
+		err := f(c)
+		w.rec.Record(err)
+		if !fault.Is(err, fault.Conflict) {
+			w.Fatalf("%s by a process that stalled: %v; want the conflict", what, err)
+		}
+	})
+}
+
 func (w *world) noError(what string, err error) {
 	w.Helper()
 	w.rec.Record(err)
@@ -193,6 +209,9 @@ func retire(w *world) {
 	old := w.must(secrets.Current).Value
 	w.rotate(w.process(nil), "")
 	c := w.change()
+	w.stalled("retire", c, func(c rotators.Change) error {
+		return ability[rotators.Retirer](w, nil).Retire(w.Context(), c, old)
+	})
 	w.noError("retire", ability[rotators.Retirer](w, nil).Retire(w.Context(), c, old))
 	w.dead("what was retired", old)
 	w.settled()
@@ -267,6 +286,9 @@ func restore(w *world) {
 	for range 2 {
 		w.noError("retire", ability[rotators.Restorer](w, nil).(rotators.Retirer).Retire(w.Context(), c, old))
 		w.dead("what was retired", old)
+		w.stalled("restore", c, func(c rotators.Change) error {
+			return ability[rotators.Restorer](w, nil).Restore(w.Context(), c, old)
+		})
 		w.noError("restore", ability[rotators.Restorer](w, nil).Restore(w.Context(), c, old))
 		w.signsIn("what was restored", old)
 		w.settled()

@@ -102,6 +102,9 @@ func (r *alternating) Retire(ctx context.Context, c rotators.Change, old secrets
 	if used(c, d) && r.s.wrong != "retires the user" {
 		return nil
 	}
+	if err := r.still(ctx, c); err != nil {
+		return err
+	}
 	return r.call(ctx, "scramble", func() {
 		if r.s.users[d.User] == d.Password {
 			r.s.n++
@@ -125,7 +128,17 @@ func (r *alternating) Restore(ctx context.Context, c rotators.Change, old secret
 	if r.s.wrong == "restores nothing" {
 		return nil
 	}
+	if err := r.still(ctx, c); err != nil {
+		return err
+	}
 	return r.call(ctx, "alter user", func() { r.s.users[d.User] = d.Password })
+}
+
+func (r *rotator) still(ctx context.Context, c rotators.Change) error {
+	if c.StillPending == nil || r.s.wrong == "does not look again" {
+		return nil
+	}
+	return c.StillPending(ctx)
 }
 
 // used reports whether current or pending is the credential d.
@@ -145,6 +158,9 @@ func (r *issuing) Retire(ctx context.Context, c rotators.Change, old secrets.Val
 	}
 	if r.s.wrong == "retires nothing" || used(c, d) && r.s.wrong != "retires anything" {
 		return nil
+	}
+	if err := r.still(ctx, c); err != nil {
+		return err
 	}
 	return r.call(ctx, "revoke", func() { delete(r.s.users, d.User) })
 }

@@ -306,6 +306,8 @@ func TestMutants(t *testing.T) {
 		{"verifies by guess", "TestCrash/single", "TestCrash/single/Verify"},
 		{"retires anything", "TestSuite/issuer", "RetireSparesWhatIsUsed"},
 		{"retires the user", "TestSuite/alternating", "RetireSparesWhatIsUsed"},
+		{"does not look again", "TestSuite/alternating", "Retire"},
+		{"does not look again", "TestSuite/issuer", "Retire"},
 		{"restores nothing", "TestSuite/alternating", "Restore"},
 		{"restores over current", "TestSuite/alternating", "RestoreBesideCurrent"},
 		{"tries for real", "TestSuite/single", "DryRun"},
