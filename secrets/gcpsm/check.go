@@ -27,10 +27,11 @@ var (
 	}
 )
 
-// Check implements [secrets.Checker]. While there is no sibling yet, nothing
-// can be said of it: secretmanager.secrets.create is a permission on the
-// project, for which this service does not answer, and a secret that does not
-// exist grants nothing.
+// Check implements [secrets.Checker]. Of a sibling that the service says is not
+// there yet, nothing can be said: secretmanager.secrets.create is a permission
+// on the project, for which this service does not answer, and so are the others
+// until there is a secret. One that is denied is Denied, as it would be when
+// something is rotated, whether it is there or not.
 func (s *Store) Check(ctx context.Context, r ref.Ref) error {
 	const op = "gcpsm: check"
 	p, err := s.d.place(ctx, op, r)
@@ -54,7 +55,11 @@ func (s *Store) Check(ctx context.Context, r ref.Ref) error {
 			if err != nil {
 				return err
 			}
-			lacks = append(lacks, tellMissing(other, missing)...)
+			if len(missing) == len(siblingPermissions) {
+				lacks = append(lacks, "all that a rotation needs on "+other.name()+", if it is there at all; it can be made before")
+			} else {
+				lacks = append(lacks, tellMissing(other, missing)...)
+			}
 		}
 	}
 	if len(lacks) == 0 {

@@ -68,11 +68,11 @@ func classify(ctx context.Context, op string, quiet bool, err error) error {
 	st, known := statusOf(err)
 	switch {
 	case known:
-		m := meanings[st.Code()]
+		m, named := meanings[st.Code()], false
 		var api *apierror.APIError
 		if errors.As(err, &api) {
 			if r, ok := reasons[api.Reason()]; ok {
-				m = r
+				m, named = r, true
 			}
 		}
 		if untrusted(st) {
@@ -83,7 +83,7 @@ func classify(ctx context.Context, op string, quiet bool, err error) error {
 		if !quiet || st.Code() == codes.PermissionDenied {
 			text += ": " + st.Message() // made of names
 		}
-		e.Err = &answer{st.Code(), text}
+		e.Err = &answer{st.Code(), named, text}
 		if ctx.Err() != nil && (st.Code() == codes.DeadlineExceeded || st.Code() == codes.Canceled) {
 			e.Err = ctx.Err()
 		}
@@ -126,10 +126,12 @@ func root(err error) error {
 	}
 }
 
-// An answer is an error of the service: its code, and what is told of it.
+// An answer is an error of the service: its code, whether its reason is one
+// that the table knows, and what is told of it.
 type answer struct {
-	code codes.Code
-	text string
+	code  codes.Code
+	named bool
+	text  string
 }
 
 func (a *answer) Error() string { return a.text }
@@ -139,6 +141,16 @@ func (a *answer) Error() string { return a.text }
 func isCode(err error, code codes.Code) bool {
 	var a *answer
 	return errors.As(err, &a) && a.code == code
+}
+
+// advise tells what to do about a permission that the policies lack. A refusal
+// for another reason, such as an API that is not enabled, says so already.
+func advise(err error, op, msg string) error {
+	var a *answer
+	if !errors.As(err, &a) || a.code != codes.PermissionDenied || a.named {
+		return err
+	}
+	return &fault.Error{Kind: fault.Denied, Class: fault.ClassPermission, Op: op, Msg: msg, Err: a}
 }
 
 // refused reports whether a call that failed with err certainly had no effect.

@@ -50,12 +50,19 @@
 //
 // # The sibling
 //
-// It is created on demand with the replication, the labels and the
-// customer-managed keys of the main secret, or found as somebody made it
-// before. It gets no topics, since they would announce a pending version to
-// everyone who listens for new ones, no rotation, which needs topics, no
-// expiry, which would delete a pending version, and no delayed destruction,
-// which would keep it. Later changes of the main secret's keys do not follow.
+// It should be there before the first rotation, made with the replication and
+// the keys of the main secret and nothing else, and with the same permissions.
+// Otherwise it is created on demand with the replication, the labels and the
+// customer-managed keys of the main secret. It gets no topics, since they would
+// announce a pending version to everyone who listens for new ones, no rotation,
+// which needs topics, no expiry, which would delete a pending version, and no
+// delayed destruction, which would keep it. Later changes of the main secret's
+// keys do not follow.
+//
+// On demand works only with permissions on the project. What is granted on
+// secrets says nothing of one that is not there, and the service then answers
+// that the permission is missing "or it may not exist", which is Denied here:
+// a sibling that may hold a pending version is not taken for none.
 //
 // # Retiring
 //
@@ -70,9 +77,13 @@
 // roles/secretmanager.secretAccessor, and its reads count against the quota of
 // accesses, which is 150 times that of other reads. A Store needs, on the
 // secret and its sibling, secretmanager.secrets.{get,update} and
-// secretmanager.versions.{get,list,access,add,enable,disable,destroy}, and
-// secretmanager.secrets.create on the project unless the sibling was made
-// before. See [Store.Check].
+// secretmanager.versions.{get,list,access,add,enable,disable,destroy}. To make
+// the sibling on demand it needs these on the project, where a condition on
+// resource.name can limit them to the two, and beside them
+// secretmanager.secrets.create, which such a condition would refuse: making a
+// secret is about the project. See [Store.Check].
+// https://cloud.google.com/secret-manager/docs/access-control
+// https://cloud.google.com/iam/docs/conditions-resource-attributes#resource-name
 // https://cloud.google.com/secret-manager/quotas
 package gcpsm
 

@@ -19,7 +19,8 @@ const maxSiblings = 10_000
 
 // Orphans implements [secrets.OrphanFinder]: the siblings in the project, or
 // the project's location, of r that carry our annotation and whose main secret
-// is gone. It needs secretmanager.secrets.list there.
+// is gone. It needs secretmanager.secrets.list there, and secretmanager.secrets.get
+// on the project too: with it on secrets alone, one that is gone is Denied.
 func (s *Store) Orphans(ctx context.Context, r ref.Ref) ([]secrets.Orphan, error) {
 	const op = "gcpsm: find orphans"
 	r.Name = "any" // whatever its name

@@ -2,6 +2,7 @@ package gcpsm
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
@@ -19,9 +20,12 @@ import (
 // changed, and labels may.
 const revPrefix = "pointer "
 
-// Pending implements [sibling.Driver].
+// Pending implements [sibling.Driver]. A sibling that is denied may hold a
+// pending version or not be there at all; what is unknown is not taken for
+// nothing pending.
 func (d *driver) Pending(ctx context.Context, r ref.Ref) (*sibling.Pending, string, error) {
-	p, err := d.place(ctx, "gcpsm: read pending", r)
+	const op = "gcpsm: read pending"
+	p, err := d.place(ctx, op, r)
 	if err != nil {
 		return nil, "", err
 	}
@@ -31,7 +35,8 @@ func (d *driver) Pending(ctx context.Context, r ref.Ref) (*sibling.Pending, stri
 		return nil, "", nil
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, "", advise(err, op, fmt.Sprintf("the service does not tell whether %s is missing or may not be read; "+
+			"make it, with the replication of %s, and grant on it what is granted there; or grant secretmanager.secrets.get on the project, with a condition on resource.name", p.name(), r))
 	}
 	rev := revPrefix + sec.GetAnnotations()[annPending]
 	at := annotation[pointer](sec, annPending)
@@ -72,7 +77,9 @@ func (d *driver) PutPending(ctx context.Context, r ref.Ref, rev string, pending 
 	p := main.sibling()
 	if rev == "" {
 		if _, err := p.create(ctx, siblingOf(sec, main.id)); err != nil {
-			return err // one that is there by now is a Conflict
+			// One that is there by now is a Conflict.
+			return advise(err, op, fmt.Sprintf("%s is not there and may not be made; make it, with the replication of %s, and grant on it what is granted there; "+
+				"or grant secretmanager.secrets.create on the project, and the rest there too", p.name(), r))
 		}
 		rev = revPrefix
 	}
