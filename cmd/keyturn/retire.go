@@ -64,7 +64,7 @@ func (c *restoreCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		_, _ = fmt.Fprintf(e.stdout, "version %s of %s is enabled in the store again, and held: only keyturn retire lets it go\n", got.Version, r)
+		_, _ = fmt.Fprintf(e.stdout, "version %s of %s is enabled in the store again, and held: no rotation begins until keyturn retire lets it go\n", got.Version, r)
 		switch {
 		case got.Alive == nil:
 			_, _ = fmt.Fprintln(e.stdout, "this rotator cannot tell whether its target honours it")

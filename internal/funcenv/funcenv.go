@@ -252,7 +252,7 @@ func (p *Parser) Gate() rotators.Gate {
 		AtLimit:      rotators.AtLimit(p.Get("KEYTURN_GATE_AT_LIMIT")),
 	}
 	if p.Bool("KEYTURN_GATE_ADOPTED") {
-		p.Bad("KEYTURN_GATE_ADOPTED", "a function does not hear which agents have adopted a version; use KEYTURN_GATE_AFTER, or let keyturn serve keep the gate")
+		p.Bad("KEYTURN_GATE_ADOPTED", "a function does not hear which agents have adopted a version; use KEYTURN_GATE_AFTER")
 	}
 	p.Note(g.Validate())
 	return g
