@@ -36,6 +36,11 @@ type Main struct {
 	// where nothing is noted for Current, the newest version before it that is
 	// not destroyed. A disabled one is told with Disabled.
 	Previous *Version
+	// Noted reports whether Record or Append noted token for any version that
+	// the backend knows of, one that holds no stage any more too. It makes no
+	// call. Nil where nothing tells, and a backend that forgets may say no:
+	// [Store] then refuses to promote what may have been promoted before.
+	Noted func(token string) bool
 	// RotationDisabled and NextRotation are as in [secrets.Description].
 	RotationDisabled bool
 	NextRotation     time.Time

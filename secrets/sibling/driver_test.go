@@ -18,6 +18,8 @@ import (
 type kind struct {
 	swaps bool // it has compare-and-swap
 	notes bool // an append notes token and predecessor in one step
+	// forgets: nothing tells of versions that are neither current nor previous.
+	forgets bool
 }
 
 // service is a backend in memory, whose secrets number their versions from 1.
@@ -161,6 +163,13 @@ func (d *driver) Main(ctx context.Context, r ref.Ref) (m *sibling.Main, err erro
 		}
 		cur := it.newest()
 		m = &sibling.Main{ID: "mem/" + r.Name, Rev: d.rev(it), Current: tell(cur)}
+		if !d.b.forgets {
+			tokens := map[string]bool{}
+			for _, v := range it.versions {
+				tokens[v.token] = true
+			}
+			m.Noted = func(token string) bool { return tokens[token] }
+		}
 		if cur == nil {
 			return nil
 		}

@@ -22,8 +22,10 @@ type state struct {
 	// left is what the sibling still holds though it was promoted, its value
 	// wiped.
 	left *Pending
-	// unrecorded: left was appended as main.Current, and nobody noted it.
-	unrecorded bool
+	// unrecorded is the version that left was appended as, nil if somebody
+	// noted it, and superseded the id of the one before it, or "".
+	unrecorded *Version
+	superseded string
 	rev        string // of the sibling
 }
 
@@ -54,7 +56,7 @@ func (s *Store) resolve(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*s
 	st := &state{main: m}
 	switch {
 	case p == nil:
-	case m.Current.has(p.Token) || m.Previous.has(p.Token):
+	case m.promoted(p.Token):
 		st.left = p
 		p.wipe()
 	case m.Current == nil || m.Current.Token != "" || m.Current.ID == p.After:
@@ -62,53 +64,106 @@ func (s *Store) resolve(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*s
 	default:
 		// Somebody wrote after p was made and noted no token. If it is p's
 		// value, it was p's promotion, which died before it could note it.
-		v, err := s.d.Read(ctx, r, m.Current.ID)
-		if err != nil && !fault.Is(err, fault.NotFound) {
+		if err := s.compare(ctx, r, st, p); err != nil {
 			return nil, err
 		}
-		same := err == nil && v.Equal(p.Value)
-		v.Wipe()
-		if !same {
-			st.pending = p
-			return st, nil
-		}
-		previous, err := s.superseded(ctx, r, m, p)
-		if err != nil {
-			return nil, err
-		}
-		current := *m.Current
-		current.Token = p.Token
-		told := *m
-		told.Current, told.Previous = &current, previous
-		st.main, st.left, st.unrecorded = &told, p, true
-		p.wipe()
 	}
 	return st, nil
 }
 
-// superseded returns the version that was current before p was appended, which
-// nobody noted. It is the one that p was made from, or one that somebody wrote
-// by hand since; but not what a twin appended, which holds p's own value.
-func (s *Store) superseded(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*Version, error) {
-	before := m.Previous
-	if before != nil && before.ID == p.After {
-		return before, nil
+// compare looks for p's value in the versions that have no token: the current
+// one, and the previous one, which somebody may have superseded by hand since.
+// Older ones nobody tells of, see [state.madeFromGone].
+func (s *Store) compare(ctx context.Context, r ref.Ref, st *state, p *Pending) error {
+	cur, before := st.main.Current, st.main.Previous
+	told := *st.main
+	_, same, err := s.reads(ctx, r, cur, p)
+	if err != nil {
+		return err
 	}
-	if before != nil && before.Token == "" && !before.Disabled {
-		v, err := s.d.Read(ctx, r, before.ID)
-		if err != nil && !fault.Is(err, fault.NotFound) {
+	if same {
+		previous, err := s.before(ctx, r, st.main, p)
+		if err != nil {
+			return err
+		}
+		st.unrecorded = cur.under(p.Token)
+		told.Current, told.Previous = st.unrecorded, previous
+		if previous != nil {
+			st.superseded = previous.ID
+		}
+	} else if before != nil && before.ID != p.After {
+		if _, same, err = s.reads(ctx, r, before, p); err != nil {
+			return err
+		}
+		if same {
+			st.unrecorded, st.superseded = before.under(p.Token), p.After
+			told.Previous = st.unrecorded
+		}
+	}
+	if !same {
+		st.pending = p
+		return nil
+	}
+	st.main, st.left = &told, p
+	p.wipe()
+	return nil
+}
+
+// before returns the version that was current before p was appended as the
+// current one, which nobody noted. It is the one that p was made from, or one
+// that somebody wrote by hand since; but not what a twin appended, which holds
+// p's own value.
+func (s *Store) before(ctx context.Context, r ref.Ref, m *Main, p *Pending) (*Version, error) {
+	v := m.Previous
+	if v != nil && v.ID == p.After {
+		return v, nil
+	}
+	if v != nil {
+		readable, same, err := s.reads(ctx, r, v, p)
+		if err != nil {
 			return nil, err
 		}
-		other := err == nil && !v.Equal(p.Value)
-		v.Wipe()
-		if other {
-			return before, nil
+		if readable && !same {
+			return v, nil
 		}
 	}
 	if p.After == "" {
 		return nil, nil //nolint:nilnil // there was no version before
 	}
 	return &Version{ID: p.After}, nil
+}
+
+// reads reports whether v can be read and may be p's, which it is not if it has
+// a token, and whether it holds p's value.
+func (s *Store) reads(ctx context.Context, r ref.Ref, v *Version, p *Pending) (readable, same bool, err error) {
+	if v.Token != "" {
+		return false, false, nil
+	}
+	value, err := s.d.Read(ctx, r, v.ID)
+	if fault.Is(err, fault.NotFound) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, err
+	}
+	defer value.Wipe()
+	return true, value.Equal(p.Value), nil
+}
+
+// promoted reports whether a version is known that was written under token.
+func (m *Main) promoted(token string) bool {
+	return m.Current.has(token) || m.Previous.has(token) || token != "" && m.Noted != nil && m.Noted(token)
+}
+
+// madeFromGone reports that the pending version was made from one that is
+// neither current nor previous any more. It may have been promoted then, and
+// superseded by hand: to promote it would be to bring an old value back.
+func (st *state) madeFromGone() bool {
+	previous := ""
+	if st.main.Previous != nil {
+		previous = st.main.Previous.ID
+	}
+	return st.pending.After != st.currentID() && st.pending.After != previous
 }
 
 // wipe empties what was read and is not handed on.
@@ -122,6 +177,13 @@ func (p *Pending) wipe() {
 
 // has reports whether v was written under token.
 func (v *Version) has(token string) bool { return v != nil && token != "" && v.Token == token }
+
+// under returns a copy of v that was written under token.
+func (v *Version) under(token string) *Version {
+	out := *v
+	out.Token = token
+	return &out
+}
 
 // currentID returns "" where the secret has no version yet.
 func (st *state) currentID() string {
@@ -175,17 +237,13 @@ func (s *Store) settle(ctx context.Context, r ref.Ref, st *state) error {
 }
 
 func (s *Store) record(ctx context.Context, r ref.Ref, st *state) error {
-	if !st.unrecorded {
+	v := st.unrecorded
+	if v == nil {
 		return nil
 	}
-	previous := ""
-	if st.main.Previous != nil {
-		previous = st.main.Previous.ID
-	}
-	c := st.main.Current
-	if err := s.d.Record(ctx, r, c.ID, c.Token, previous); err != nil {
+	if err := s.d.Record(ctx, r, v.ID, v.Token, st.superseded); err != nil {
 		return err
 	}
-	s.log.InfoContext(ctx, "recorded a promotion that had died before it could", "ref", r.String(), "version", c.ID, "token", c.Token)
+	s.log.InfoContext(ctx, "recorded a promotion that had died before it could", "ref", r.String(), "version", v.ID, "token", v.Token)
 	return nil
 }

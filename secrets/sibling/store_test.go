@@ -55,11 +55,12 @@ func (b *backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
 
-// kinds are the three ways in which the providers work.
+// kinds are the ways in which the providers work.
 var kinds = map[string]kind{
 	"compare-and-swap":           {swaps: true},
 	"compare-and-swap and notes": {swaps: true, notes: true},
 	"neither, with a lock":       {},
+	"compare-and-swap, forgets":  {swaps: true, forgets: true},
 	"notes, with a lock":         {notes: true},
 }
 

@@ -32,7 +32,7 @@ func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current s
 	var out *secrets.Version
 	err := s.change(ctx, op, r, func(_ context.Context, st *state) (func(context.Context) error, error) {
 		switch {
-		case st.main.Current.has(token) || st.main.Previous.has(token):
+		case st.main.promoted(token):
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s was promoted already; start a new rotation", token, r)
 		case st.pending != nil && st.pending.Token == token:
 			out = st.pending.version()
@@ -66,7 +66,7 @@ func (s *Store) PutPendingAfter(ctx context.Context, r ref.Ref, token, current s
 
 // Promote implements [secrets.Store]. A version that somebody wrote by hand
 // since pending was made is superseded, as AWS Secrets Manager does; one that
-// another rotation wrote is a Conflict.
+// another rotation wrote is a Conflict, and so are two by hand.
 func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.Version, error) {
 	const op = "sibling: promote"
 	if err := check(ctx, op, r); err != nil {
@@ -85,12 +85,14 @@ func (s *Store) Promote(ctx context.Context, r ref.Ref, token string) (*secrets.
 			return nil, nil
 		case p != nil && p.Token != token:
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s is pending, not %s; read the secret again", p.Token, r, token)
-		case m.Previous.has(token):
+		case m.promoted(token):
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s was superseded; read the secret again", token, r)
 		case p == nil:
 			return nil, fault.Newf(fault.NotFound, op, "rotation %s of %s has no version; store one first", token, r)
 		case st.currentID() != p.After && m.Current != nil && m.Current.Token != "":
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s was made from version %s, which rotation %s superseded; discard it and rotate again", token, r, p.After, m.Current.Token)
+		case st.madeFromGone():
+			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s was made from version %q, which is neither current nor previous any more, so it may have been promoted before; discard it and rotate again", token, r, p.After)
 		}
 		return func(ctx context.Context) (err error) {
 			out, err = s.append(ctx, r, st)
