@@ -56,6 +56,7 @@ func (c *conn) in(ns, token string) *api.Logical {
 // A reply is what a request was answered with.
 type reply struct {
 	status int
+	dated  time.Time // by the server, in whole seconds; zero if it was not
 	body   []byte
 }
 
@@ -151,7 +152,11 @@ func finish(op string, resp *api.Response, err error, allowed int) (*reply, erro
 	if re != nil && !nothing(re) && !hasData(body) {
 		return nil, classify(op, err)
 	}
-	return &reply{status: resp.StatusCode, body: body}, nil
+	out := &reply{status: resp.StatusCode, body: body}
+	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		out.dated = t
+	}
+	return out, nil
 }
 
 // hasData reports whether an answer is an envelope that is not empty: a 404

@@ -44,11 +44,12 @@ func (d *driver) Main(ctx context.Context, r ref.Ref) (*sibling.Main, error) {
 	if p.ns != "" {
 		id = p.ns + "/" + id
 	}
-	out := &sibling.Main{ID: id, Rev: strconv.Itoa(m.CurrentVersion), Current: m.tell(m.CurrentVersion)}
-	if out.Current != nil {
-		out.Previous = m.previous()
+	out := &sibling.Main{ID: id, Rev: strconv.Itoa(m.CurrentVersion)}
+	if out.Current, err = d.tell(ctx, op, p, m, m.CurrentVersion); err != nil || out.Current == nil {
+		return out, err
 	}
-	return out, nil
+	out.Previous, err = d.tell(ctx, op, p, m, m.previous())
+	return out, err
 }
 
 // Read implements [sibling.Driver].
@@ -138,11 +139,18 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 	if err != nil {
 		return err
 	}
-	v := m.tell(n)
-	if v == nil || m.Versions[id].Destroyed {
+	v, ok := m.Versions[id]
+	if !ok || v.Destroyed {
 		return fault.Newf(fault.NotFound, op, "there is no version %s of %s, or it was destroyed", id, r)
 	}
-	if v.Disabled == disabled {
+	gone := false
+	if !v.Deletion.IsZero() {
+		// No clock is asked: what cannot be read is disabled.
+		if gone, err = d.unreadable(ctx, op, p, n); err != nil {
+			return err
+		}
+	}
+	if gone == disabled {
 		return nil
 	}
 	if disabled && n == m.CurrentVersion {

@@ -29,12 +29,6 @@ type versionInfo struct {
 	Destroyed bool  `json:"destroyed"`
 }
 
-// deleted reports whether the version was taken out of use; a deletion time
-// that is to come is delete_version_after.
-func (v versionInfo) deleted() bool {
-	return v.Destroyed || !v.Deletion.IsZero() && !v.Deletion.After(time.Now())
-}
-
 // A stamp is a time that Vault leaves empty where there is none.
 type stamp struct{ time.Time }
 
@@ -53,6 +47,8 @@ type metadata struct {
 	MaxVersions    int                    `json:"max_versions"`
 	Custom         map[string]string      `json:"custom_metadata"`
 	Versions       map[string]versionInfo `json:"versions"`
+
+	asOf time.Time // by the server's clock; zero if it did not say
 }
 
 // metadata reads that of a secret, nil if there is none.
@@ -64,39 +60,76 @@ func (c *conn) metadata(ctx context.Context, op string, p place) (*metadata, err
 	if got.status == http.StatusNotFound {
 		return nil, nil //nolint:nilnil // no secret
 	}
-	m := &metadata{}
+	m := &metadata{asOf: got.dated}
 	return m, got.data(op, m)
 }
 
+// clockSkew is what the clocks of a cluster's servers may differ by, which is
+// more than the second that a date leaves open.
+const clockSkew = time.Minute
+
+// deleted reports whether a version was taken out of use. A deletion time that
+// is to come is delete_version_after, and whether it is to come is for Vault to
+// say, whose clock need not be ours. Near that time, and where an answer is not
+// dated, the data endpoint says it.
+func (d *driver) deleted(ctx context.Context, op string, p place, m *metadata, n int) (bool, error) {
+	v, ok := m.Versions[strconv.Itoa(n)]
+	if !ok || v.Destroyed || v.Deletion.IsZero() {
+		return !ok || v.Destroyed, nil
+	}
+	if to := v.Deletion.Sub(m.asOf); !m.asOf.IsZero() && to.Abs() > clockSkew {
+		return to < 0, nil
+	}
+	return d.unreadable(ctx, op, p, n)
+}
+
+// unreadable asks the data endpoint whether a version has no data.
+func (d *driver) unreadable(ctx context.Context, op string, p place, n int) (bool, error) {
+	v, err := d.version(ctx, op, p, n)
+	if err != nil || v == nil {
+		return true, err
+	}
+	defer clear(v.Data)
+	return v.gone(), nil
+}
+
 // tell describes a version, nil if Vault does not know it.
-func (m *metadata) tell(n int) *sibling.Version {
+func (d *driver) tell(ctx context.Context, op string, p place, m *metadata, n int) (*sibling.Version, error) {
 	v, ok := m.Versions[strconv.Itoa(n)]
 	if !ok {
-		return nil
+		return nil, nil //nolint:nilnil // no version
+	}
+	deleted, err := d.deleted(ctx, op, p, m, n)
+	if err != nil {
+		return nil, err
 	}
 	token, _ := m.note(n)
 	return &sibling.Version{
 		ID: strconv.Itoa(n), Token: token, Created: v.Created.Time,
-		Disabled: v.deleted(), Held: !v.deleted() && m.held(n),
-	}
+		Disabled: deleted, Held: !deleted && m.held(n),
+	}, nil
 }
 
 // previous is the version that was noted as superseded by the newest one, or,
-// where nothing is noted, the newest before it that was not destroyed.
-func (m *metadata) previous() *sibling.Version {
+// where nothing is noted, the newest before it that was not destroyed; 0 if
+// there is none.
+func (m *metadata) previous() int {
+	kept := func(n int) bool {
+		v, ok := m.Versions[strconv.Itoa(n)]
+		return ok && !v.Destroyed
+	}
 	if token, before := m.note(m.CurrentVersion); token != "" {
-		v := m.tell(before)
-		if v != nil && m.Versions[v.ID].Destroyed {
-			return nil
+		if !kept(before) {
+			return 0
 		}
-		return v
+		return before
 	}
 	for n := m.CurrentVersion - 1; n >= max(m.OldestVersion, 1); n-- {
-		if v := m.tell(n); v != nil && !m.Versions[v.ID].Destroyed {
-			return v
+		if kept(n) {
+			return n
 		}
 	}
-	return nil
+	return 0
 }
 
 // note returns what was noted of a version.
