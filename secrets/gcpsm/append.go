@@ -40,7 +40,7 @@ func (d *driver) Append(ctx context.Context, r ref.Ref, m *sibling.Main, pending
 	if err := room(op, sec, pending.Token, !d.opts.NoAliases); err != nil {
 		return "", err
 	}
-	if c := annotation[claim](sec, annClaim); c.ID != "" && c.After == current && d.opts.Locker == nil {
+	if c := annotation[claim](sec, annClaim); c.ID != "" && c.After == current && !d.ended(c) {
 		if err := p.outlast(ctx, op, r, m.Rev, current); err != nil {
 			return "", err
 		}
@@ -48,7 +48,7 @@ func (d *driver) Append(ctx context.Context, r ref.Ref, m *sibling.Main, pending
 	// One deadline for all of it: who waits for this claim counts on it.
 	ctx, cancel := context.WithTimeout(ctx, d.opts.Timeout)
 	defer cancel()
-	annotate(sec, annClaim, claim{ID: rand.Text(), After: current})
+	annotate(sec, annClaim, d.claim(current))
 	if sec, err = p.update(ctx, sec, "annotations"); err != nil {
 		return "", err
 	}
@@ -62,6 +62,15 @@ func (d *driver) Append(ctx context.Context, r ref.Ref, m *sibling.Main, pending
 	}
 	return id, err
 }
+
+func (d *driver) claim(current string) claim {
+	return claim{ID: rand.Text(), After: current, Locked: d.opts.Locker != nil}
+}
+
+// ended reports whether the holder of a claim certainly adds nothing more: it
+// had the lock that we have now. One that was made without a lock may be about
+// to, whatever we hold.
+func (d *driver) ended(c claim) bool { return c.Locked && d.opts.Locker != nil }
 
 // addAfter adds v if the newest version is current.
 func (p place) addAfter(ctx context.Context, op string, r ref.Ref, current string, v secrets.Value) (string, error) {
@@ -199,7 +208,7 @@ func (d *driver) createWith(ctx context.Context, op string, p place, r ref.Ref, 
 			Automatic: &secretmanagerpb.Replication_Automatic{},
 		}}
 	}
-	annotate(sec, annClaim, claim{ID: rand.Text()})
+	annotate(sec, annClaim, d.claim(""))
 	within, cancel := context.WithTimeout(ctx, d.opts.Timeout) // as in Append
 	defer cancel()
 	_, err := p.create(within, sec)

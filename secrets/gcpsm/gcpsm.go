@@ -45,8 +45,11 @@
 //     after its client has given up can make a superseded value current, as can
 //     a process that stood still for that long between its clock and the wire.
 //
-// With Options.Locker nobody waits for a claim: who holds the lock is the only
-// writer.
+// A claim tells whether it was made under Options.Locker. Who holds the lock
+// waits for no such claim, since its holder has ended, and for every other: a
+// process without a lock may write beside those that have one, and then waits
+// and is waited for. Where all have the lock, nothing of this remains but what
+// is added by hand.
 //
 // # The sibling
 //
@@ -116,8 +119,9 @@ type Options struct {
 	// long a claim counts; all writers of a secret must have the same.
 	Timeout time.Duration
 	// Locker keeps one writer a secret, and is recommended wherever there is
-	// one: it ends what claims leave open, and nobody waits for a claim whose
-	// holder died. All writers of a secret must use the same.
+	// one: where all writers have the same, it ends what claims leave open, and
+	// nobody waits for a claim whose holder died. One without it may write too,
+	// as a function does beside a command; it is known by its claim.
 	Locker secrets.Locker
 	// NoAliases leaves the aliases of secrets alone.
 	NoAliases bool

@@ -50,6 +50,9 @@ type mark struct {
 type claim struct {
 	ID    string `json:"id"`
 	After string `json:"after,omitempty"`
+	// Locked: it was made under Options.Locker, so that whoever else holds the
+	// lock knows that it has ended.
+	Locked bool `json:"locked,omitempty"`
 }
 
 // A pointer says which version of the sibling is pending. Its text is unique,
@@ -149,7 +152,7 @@ func room(op string, sec *secretmanagerpb.Secret, token string, aliases bool) er
 	id := "999999999999999999"
 	next := &secretmanagerpb.Secret{Annotations: sec.GetAnnotations(), VersionAliases: sec.GetVersionAliases()}
 	annotate(next, annVersions, marks{Current: mark{id, token}, Previous: mark{id, token}, Held: []string{id}})
-	annotate(next, annClaim, claim{ID: "01234567890123456789012345", After: id})
+	annotate(next, annClaim, claim{ID: "01234567890123456789012345", After: id, Locked: true})
 	size := 0
 	for k, v := range next.GetAnnotations() {
 		size += len(k) + len(v)

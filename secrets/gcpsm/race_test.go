@@ -167,13 +167,71 @@ func TestClaimOutlastsCaller(t *testing.T) {
 	defer cancel()
 	_, err = s.Promote(ctx, db, "one")
 	wantKind(t, err, fault.Unavailable, "somebody claimed", db.String())
-	// With a lock nobody need wait.
+	// So must who holds a lock, which the holder of the claim did not.
 	locked := gcpsm.New(fake.Clients(t), &gcpsm.Options{Timeout: time.Hour, Locker: &locker{}})
-	if _, err := locked.Promote(t.Context(), db, "one"); err != nil {
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = locked.Promote(ctx, db, "one")
+	wantKind(t, err, fault.Unavailable, "somebody claimed", db.String())
+	if got, _ := fake.Newest(mainName); got != "v1" {
+		t.Errorf("plain readers get %q", got)
+	}
+}
+
+// TestClaimUnderLocker: a claim that was made under the lock has ended for
+// whoever holds the lock now, and for nobody else.
+func TestClaimUnderLocker(t *testing.T) {
+	fake, s := setup(t, &gcpsm.Options{Timeout: time.Hour, Locker: &locker{}}, "v1")
+	if _, err := s.PutPending(t.Context(), db, "one", secrets.NewString("v2")); err != nil {
+		t.Fatal(err)
+	}
+	fake.FailNext("AddSecretVersion", status.Error(codes.Unavailable, "cut"))
+	_, err := s.Promote(t.Context(), db, "one")
+	wantKind(t, err, fault.Unavailable)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = gcpsm.New(fake.Clients(t), &gcpsm.Options{Timeout: time.Hour}).Promote(ctx, db, "one")
+	wantKind(t, err, fault.Unavailable, "somebody claimed", db.String())
+	if _, err := s.Promote(t.Context(), db, "one"); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := fake.Newest(mainName); got != "v2" {
 		t.Errorf("plain readers get %q", got)
+	}
+}
+
+// TestFunctionBesideCommand: a process without a lock, as a function is, stands
+// still right before it adds its version. A command, which has one, waits for
+// its claim nonetheless, so that the superseded value does not come back.
+func TestFunctionBesideCommand(t *testing.T) {
+	for name, l := range map[string]secrets.Locker{"command": &locker{}, "twin function": nil} {
+		t.Run(name, func(t *testing.T) {
+			fake, _ := setup(t, nil, "v1")
+			const timeout = time.Second
+			other := gcpsm.New(fake.Clients(t), &gcpsm.Options{Timeout: timeout, Locker: l})
+			adds := 0
+			function := gcpsm.New(fake.Clients(t, on("AddSecretVersion", func(context.Context) {
+				if adds++; adds != 2 { // the first is the sibling's
+					return
+				}
+				if _, err := other.Promote(t.Context(), db, "one"); err != nil {
+					t.Errorf("promote beside a claim: %v", err)
+				}
+				rotate(t, other, db, "two", "v3")
+			})), &gcpsm.Options{Timeout: timeout})
+			if _, err := function.PutPending(t.Context(), db, "one", secrets.NewString("v2")); err != nil {
+				t.Fatal(err)
+			}
+			// Its deadline has passed while the other waited, or the other was
+			// there first: either way it adds nothing.
+			_, _ = function.Promote(t.Context(), db, "one")
+			if got, _ := fake.Newest(mainName); got != "v3" {
+				t.Errorf("plain readers get %q; expected v3, which was promoted last", got)
+			}
+			if n := len(fake.Versions(mainName)); n != 3 {
+				t.Errorf("there are %d versions; expected 3", n)
+			}
+		})
 	}
 }
 
