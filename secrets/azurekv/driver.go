@@ -36,6 +36,9 @@ func (d *driver) Main(ctx context.Context, r ref.Ref) (*sibling.Main, error) {
 		m.Current.Token = ""
 	}
 	m.Previous = tell(previous(cur, all, noted))
+	m.Noted = func(token string) bool {
+		return token != "" && slices.ContainsFunc(all, func(it *item) bool { return it.tags[tagToken] == token })
+	}
 	return m, nil
 }
 
