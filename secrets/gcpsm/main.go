@@ -33,6 +33,7 @@ func (d *driver) Main(ctx context.Context, r ref.Ref) (*sibling.Main, error) {
 		return m, err
 	}
 	noted := annotation[marks](sec, annVersions)
+	m.Noted = noted.known
 	m.Current = tell(v, &noted)
 	var before *secretmanagerpb.SecretVersion
 	if noted.Current.Version == m.Current.ID {
@@ -56,6 +57,11 @@ func tell(v *secretmanagerpb.SecretVersion, noted *marks) *sibling.Version {
 		ID: id, Token: noted.token(id), Created: v.GetCreateTime().AsTime(),
 		Disabled: disabled, Held: !disabled && noted.held(id),
 	}
+}
+
+// known reports whether a version was noted under token.
+func (m *marks) known(token string) bool {
+	return token != "" && (m.Current.Token == token || m.Previous.Token == token)
 }
 
 // noted describes the version that was noted as superseded, nil if there was
