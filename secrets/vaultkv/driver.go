@@ -44,7 +44,7 @@ func (d *driver) Main(ctx context.Context, r ref.Ref) (*sibling.Main, error) {
 	if p.ns != "" {
 		id = p.ns + "/" + id
 	}
-	out := &sibling.Main{ID: id, Rev: strconv.Itoa(m.CurrentVersion)}
+	out := &sibling.Main{ID: id, Rev: strconv.Itoa(m.CurrentVersion), Noted: m.knows}
 	if out.Current, err = d.tell(ctx, op, p, m, m.CurrentVersion); err != nil || out.Current == nil {
 		return out, err
 	}

@@ -139,6 +139,18 @@ func (m *metadata) note(n int) (token string, previous int) {
 	return token, previous
 }
 
+// knows reports whether token was noted of any version.
+func (m *metadata) knows(token string) bool {
+	for key := range m.Custom {
+		if n, ok := noted(key); ok {
+			if t, _ := m.note(n); t != "" && t == token {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // held reports whether it was noted that a version was enabled again.
 func (m *metadata) held(n int) bool { return m.Custom[heldKey(n)] != "" }
 
