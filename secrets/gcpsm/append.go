@@ -40,7 +40,7 @@ func (d *driver) Append(ctx context.Context, r ref.Ref, m *sibling.Main, pending
 	if err := room(op, sec, pending.Token, !d.opts.NoAliases); err != nil {
 		return "", err
 	}
-	if c := annotation[claim](sec, annClaim); c.ID != "" && c.After == current && !d.ended(c) {
+	if c := annotation[claim](sec, annClaim); c.ID != "" && c.After == current && !d.spent(c) {
 		if err := p.outlast(ctx, op, r, m.Rev, current); err != nil {
 			return "", err
 		}
@@ -67,10 +67,10 @@ func (d *driver) claim(current string) claim {
 	return claim{ID: rand.Text(), After: current, Locked: d.opts.Locker != nil}
 }
 
-// ended reports whether the holder of a claim certainly adds nothing more: it
+// spent reports whether the holder of a claim certainly adds nothing more: it
 // had the lock that we have now. One that was made without a lock may be about
 // to, whatever we hold.
-func (d *driver) ended(c claim) bool { return c.Locked && d.opts.Locker != nil }
+func (d *driver) spent(c claim) bool { return c.Locked && d.opts.Locker != nil }
 
 // addAfter adds v if the newest version is current.
 func (p place) addAfter(ctx context.Context, op string, r ref.Ref, current string, v secrets.Value) (string, error) {

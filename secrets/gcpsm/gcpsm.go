@@ -69,7 +69,8 @@
 //
 // # Retiring
 //
-// Disable and Enable set the state. Destroy destroys for good, unless the
+// Disable and Enable set the state. Destroy leaves a version alone that somebody
+// enabled meanwhile, which its etag tells. It destroys for good, unless the
 // secret has a version_destroy_ttl: the version is then scheduled for
 // destruction and can be brought back with Enable until the time has come.
 // https://cloud.google.com/secret-manager/docs/delayed-destruction

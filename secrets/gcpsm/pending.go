@@ -150,7 +150,7 @@ func (d *driver) Clear(ctx context.Context, r ref.Ref, rev string) error {
 	if !versionForm.MatchString(at.Version) {
 		return nil
 	}
-	if err := p.destroy(ctx, at.Version); err != nil {
+	if err := p.destroy(ctx, at.Version, anyState); err != nil {
 		return err
 	}
 	if at.Cleared {
@@ -181,7 +181,7 @@ func (p place) tidy(ctx context.Context, id string) {
 	})
 	for _, n := range stale {
 		if err == nil {
-			err = p.destroy(ctx, n)
+			err = p.destroy(ctx, n, anyState)
 		}
 	}
 	if err != nil {
@@ -193,10 +193,13 @@ func (p place) tidy(ctx context.Context, id string) {
 func (p place) drop(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.d.opts.Timeout)
 	defer cancel()
-	if err := p.destroy(ctx, id); err != nil {
+	if err := p.destroy(ctx, id, anyState); err != nil {
 		p.d.opts.Logger.WarnContext(ctx, "could not destroy a version that never became pending; the next rotation will", "secret", p.name(), "version", id, "error", err)
 	}
 }
+
+// anyState lets a version of the sibling be destroyed that can still be read.
+func anyState(*secretmanagerpb.SecretVersion) error { return nil }
 
 func checkToken(op, token string) error {
 	if token == "" || len(token) > maxToken {

@@ -147,27 +147,38 @@ func (p place) newest(ctx context.Context) (*secretmanagerpb.SecretVersion, erro
 
 // access reads a value. What is disabled, destroyed or not there is NotFound.
 func (p place) access(ctx context.Context, id string) (secrets.Value, error) {
+	v, state, err := p.enabled(ctx, id)
+	if err == nil && state != nil {
+		err = fault.Newf(fault.NotFound, "gcpsm: access "+p.version(id), "it is %s; enable it to read it", strings.ToLower(state.GetState().String()))
+	}
+	return v, err
+}
+
+// enabled reads the value of a version, or describes one that is disabled or
+// destroyed. One that is not there is NotFound.
+func (p place) enabled(ctx context.Context, id string) (secrets.Value, *secretmanagerpb.SecretVersion, error) {
 	op := "gcpsm: access " + p.version(id)
-	resp, err := p.open(ctx, op, id)
-	if isCode(err, codes.FailedPrecondition) {
+	for try := 0; ; try++ {
+		got, err := p.open(ctx, op, id)
+		if !isCode(err, codes.FailedPrecondition) {
+			return got.value, nil, err
+		}
 		// The version's state, or that of the key which encrypts it: taking
 		// the latter for the former would be to lose a pending version.
 		v, ierr := p.info(ctx, id)
 		switch {
 		case ierr != nil:
-			return secrets.Value{}, ierr
+			return secrets.Value{}, nil, ierr
 		case v.GetState() != secretmanagerpb.SecretVersion_ENABLED:
-			return secrets.Value{}, fault.Newf(fault.NotFound, op, "it is %s; enable it to read it", strings.ToLower(v.GetState().String()))
+			return secrets.Value{}, v, nil
+		case try == 0:
+			continue // it may have been enabled in between
 		}
-		return secrets.Value{}, &fault.Error{
+		return secrets.Value{}, nil, &fault.Error{
 			Kind: fault.Denied, Class: fault.ClassPermission, Op: op, Err: err,
 			Msg: "the version is enabled and cannot be read; see that its Cloud KMS key is enabled, and that Secret Manager may use it",
 		}
 	}
-	if err != nil {
-		return secrets.Value{}, err
-	}
-	return resp.value, nil
 }
 
 // A payload is what was accessed, and the number of the version.
@@ -220,11 +231,20 @@ func (p place) add(ctx context.Context, v secrets.Value) (*secretmanagerpb.Secre
 	return out, nil
 }
 
+// ended reports whether a version is destroyed, or will be without anybody's
+// doing.
+func ended(v *secretmanagerpb.SecretVersion) bool {
+	return v.GetState() == secretmanagerpb.SecretVersion_DESTROYED || v.GetScheduledDestroyTime() != nil
+}
+
 // destroy makes a version unreadable for good, or schedules that where the
-// secret delays it. Done already, or not there, is success.
-func (p place) destroy(ctx context.Context, id string) error {
+// secret delays it, if allow lets it. Done already, or not there, is success.
+func (p place) destroy(ctx context.Context, id string, allow func(*secretmanagerpb.SecretVersion) error) error {
 	return p.transition(ctx, "destroy", id, func(v *secretmanagerpb.SecretVersion) (bool, error) {
-		return v == nil || v.GetState() == secretmanagerpb.SecretVersion_DESTROYED || v.GetScheduledDestroyTime() != nil, nil
+		if v == nil || ended(v) {
+			return true, nil
+		}
+		return false, allow(v)
 	}, func(ctx context.Context, etag string) (*secretmanagerpb.SecretVersion, error) {
 		return p.c.DestroySecretVersion(ctx, &secretmanagerpb.DestroySecretVersionRequest{Name: p.version(id), Etag: etag})
 	})

@@ -63,16 +63,24 @@ func (d *driver) hold(ctx context.Context, p place, id string) error {
 	}
 }
 
-// Destroy implements [sibling.Driver].
+// Destroy implements [sibling.Driver]. A version that is enabled is a Conflict,
+// up to the moment of its destruction, which is under the version's etag:
+// somebody may have enabled it since it was looked at.
 func (d *driver) Destroy(ctx context.Context, r ref.Ref, id string) error {
-	p, err := d.old(ctx, "gcpsm: destroy", r, id, true)
+	const op = "gcpsm: destroy"
+	p, err := d.old(ctx, op, r, id, true)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return p.destroy(ctx, id)
+	return p.destroy(ctx, id, func(v *secretmanagerpb.SecretVersion) error {
+		if v.GetState() == secretmanagerpb.SecretVersion_ENABLED {
+			return fault.Newf(fault.Conflict, op, "version %s of %s is not disabled; disable it first", id, r)
+		}
+		return nil
+	})
 }
 
 // old finds a version, which must not be the newest if it is to be taken away:

@@ -268,7 +268,7 @@ func TestKeyDisabled(t *testing.T) {
 		t.Fatal(err)
 	}
 	disabled := status.Error(codes.FailedPrecondition, "The KMS key is not enabled.")
-	fake.FailNext("AccessSecretVersion", disabled, disabled)
+	fake.FailNext("AccessSecretVersion", disabled, disabled, disabled, disabled) // twice a read
 	_, err := s.PutPending(t.Context(), db, "two", secrets.NewString("v3"))
 	wantKind(t, err, fault.Denied, "Cloud KMS key")
 	_, err = s.Get(t.Context(), db, secrets.Pending)
