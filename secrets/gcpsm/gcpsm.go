@@ -27,6 +27,10 @@
 //     version that the pointer does not name was never pending, whoever added
 //     it and however late. What a process that died or lost has added is
 //     destroyed with the next Clear.
+//     A pending version that somebody else disabled is neither given back nor
+//     given up: its credential may be in use, so all that needs the sibling is
+//     a Conflict until it is enabled, or destroyed. The current version can be
+//     read all the while.
 //   - keyturn-claim on the main secret: who is about to add a version to it.
 //   - keyturn-secret on the sibling: whose it is.
 //
@@ -185,15 +189,25 @@ type driver struct {
 // destroyed is Denied, since every plain reader fails too until somebody acts.
 func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secrets.Version, error) {
 	v, err := s.Store.Get(ctx, r, stage)
-	if stage != secrets.Current || !fault.Is(err, fault.NotFound) {
+	// A Conflict in the sibling keeps nobody from the current version.
+	if stage != secrets.Current || !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
 		return v, err
 	}
 	m, merr := s.d.Main(ctx, r)
-	if merr != nil || m.Current == nil || !m.Current.Disabled {
+	switch {
+	case merr != nil || m.Current == nil:
+		return nil, err
+	case m.Current.Disabled:
+		return nil, &fault.Error{
+			Kind: fault.Denied, Op: "gcpsm: get",
+			Msg: fmt.Sprintf("the newest version %s of %s is disabled or destroyed, so plain readers fail too; enable it, or add a version", m.Current.ID, r),
+		}
+	case fault.Is(err, fault.NotFound):
 		return nil, err
 	}
-	return nil, &fault.Error{
-		Kind: fault.Denied, Op: "gcpsm: get",
-		Msg: fmt.Sprintf("the newest version %s of %s is disabled or destroyed, so plain readers fail too; enable it, or add a version", m.Current.ID, r),
+	value, err := s.d.Read(ctx, r, m.Current.ID)
+	if err != nil {
+		return nil, err
 	}
+	return &secrets.Version{ID: m.Current.ID, Token: m.Current.Token, Value: value, Created: m.Current.Created}, nil
 }

@@ -43,12 +43,15 @@ func (d *driver) Pending(ctx context.Context, r ref.Ref) (*sibling.Pending, stri
 	if at.Cleared || at.Token == "" || !versionForm.MatchString(at.Version) {
 		return nil, rev, nil
 	}
-	v, err := p.access(ctx, at.Version)
-	if fault.Is(err, fault.NotFound) {
+	v, state, err := p.enabled(ctx, at.Version)
+	switch {
+	case fault.Is(err, fault.NotFound) || err == nil && ended(state):
 		return nil, rev, nil // cleared by somebody who died before noting it
-	}
-	if err != nil {
+	case err != nil:
 		return nil, "", err
+	case state != nil:
+		return nil, "", fault.Newf(fault.Conflict, op, "version %s of %s, which rotation %s has pending, was disabled by somebody else, and its credential may be in use; "+
+			"enable it (gcloud secrets versions enable) to go on, or destroy it (gcloud secrets versions destroy) to discard it", at.Version, p.name(), at.Token)
 	}
 	return &sibling.Pending{ID: at.Version, Token: at.Token, After: at.After, Created: at.Created, Value: v}, rev, nil
 }
