@@ -117,7 +117,9 @@ type Driver interface {
 	// NotFound if it is not there or destroyed. Done already is success.
 	SetDisabled(ctx context.Context, r ref.Ref, id string, disabled bool) error
 	// Destroy makes a version's value unrecoverable, as far as the backend
-	// can. One that is not there is success.
+	// can. One that is in use is a Conflict: somebody enabled it just now. It
+	// is compared in the same step, or, where the backend cannot, looked at
+	// right before. One that is not there is success.
 	Destroy(ctx context.Context, r ref.Ref, id string) error
 
 	// Create makes the main secret with v as its first version; Conflict if

@@ -326,6 +326,9 @@ func (d *driver) Destroy(ctx context.Context, r ref.Ref, id string) error {
 		if err != nil {
 			return err
 		}
+		if !v.disabled {
+			return fault.Newf(fault.Conflict, "mem: destroy", "version %s of %s is in use", id, r)
+		}
 		v.destroyed, v.value = true, nil
 		d.b.main[r].rev++
 		return nil

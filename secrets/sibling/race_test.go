@@ -237,3 +237,60 @@ func wantNone(t *testing.T, s secrets.Store, r ref.Ref, stage secrets.Stage) {
 		t.Errorf("%s is described as %+v, expected nobody", stage, h)
 	}
 }
+
+// between is a store whose process calls f once, right before its nth call of
+// that name.
+func (b *backend) between(call string, n int, f func()) *sibling.Store {
+	return sibling.New(&driver{b: b.service, before: func(name string) {
+		if name != call {
+			return
+		}
+		if n--; n == 0 {
+			f()
+		}
+	}}, &sibling.Options{Logger: b.logs.Logger()})
+}
+
+// TestEnabledBeforeDestroy: what somebody enables right before it would be
+// destroyed stays.
+func TestEnabledBeforeDestroy(t *testing.T) {
+	b := newBackend(kind{swaps: true})
+	r := b.Create(t, secrets.NewString("old"))
+	other := b.Open(t, nil).(*sibling.Store)
+	rotate(t, other, r, "rotation-1", "first")
+	if err := other.Disable(t.Context(), r, "1"); err != nil {
+		t.Fatal(err)
+	}
+	s := b.between("Destroy", 1, func() {
+		if err := other.Enable(t.Context(), r, "1"); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.Destroy(t.Context(), r, "1"); !fault.Is(err, fault.Conflict) {
+		t.Errorf("destroy of what was enabled: %v, expected a conflict", err)
+	}
+	wantStage(t, other, r, secrets.Previous, "", "old")
+}
+
+// TestPromotedBeforeDiscard: a discard that looked before the rotation was
+// promoted looks again, and notes whose version that is.
+func TestPromotedBeforeDiscard(t *testing.T) {
+	b := newBackend(kind{swaps: true})
+	r := b.Create(t, secrets.NewString("old"))
+	other := b.Open(t, nil)
+	if _, err := other.PutPending(t.Context(), r, "rotation-1", secrets.NewString("first")); err != nil {
+		t.Fatal(err)
+	}
+	s := b.between("Main", 2, func() { b.died(t, r) })
+	if err := s.Discard(t.Context(), r, "rotation-1"); err != nil {
+		t.Errorf("discard of what was promoted: %v", err)
+	}
+	wantStage(t, other, r, secrets.Current, "rotation-1", "first")
+	wantStage(t, other, r, secrets.Previous, "", "old")
+	if got, want := b.noted(r), "rotation-1 after 1"; got != want {
+		t.Errorf("noted is %q, expected %q", got, want)
+	}
+	if got := b.leftover(r); len(got) > 0 {
+		t.Errorf("the sibling still holds %q", got)
+	}
+}

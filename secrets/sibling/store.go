@@ -22,9 +22,12 @@ type Options struct {
 	// Locker keeps one writer a secret. A backend without compare-and-swap
 	// needs one as soon as two processes write: one that stalls between its
 	// look and its append would make a superseded value current. With
-	// compare-and-swap it still settles one race, a Discard beside a Promote of
-	// the same token, since no provider compares two secrets in one step. Nil
-	// keeps apart the callers of this Store only.
+	// compare-and-swap it still settles two races. One is a Discard beside a
+	// Promote of the same token: no provider compares two secrets in one step,
+	// so the version may become current that the discard was told is dropped,
+	// and without a token. The other is a Destroy beside an Enable, which may
+	// destroy what was enabled just now where [Driver] cannot compare in the
+	// same step. Nil keeps apart the callers of this Store only.
 	Locker secrets.Locker
 	// Logger hears of promotions that were found half done; nil is the
 	// default one. No value is logged.

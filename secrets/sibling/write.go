@@ -161,6 +161,17 @@ func (s *Store) Discard(ctx context.Context, r ref.Ref, token string) error {
 		case st.pending.Token != token:
 			return nil, fault.Newf(fault.Conflict, op, "rotation %s of %s is pending, not %s; it was left alone", st.pending.Token, r, token)
 		}
-		return func(ctx context.Context) error { return s.d.Clear(ctx, r, st.rev) }, nil
+		return func(ctx context.Context) error {
+			// Promoted since, it is the only trace of whose version that is.
+			// What comes between here and there a Locker keeps out.
+			m, err := s.d.Main(ctx, r)
+			if err != nil {
+				return err
+			}
+			if now := (&state{main: m}).currentID(); now != st.currentID() {
+				return fault.Newf(fault.Conflict, op, "version %s of %s became current meanwhile; read the secret again", now, r)
+			}
+			return s.d.Clear(ctx, r, st.rev)
+		}, nil
 	})
 }
