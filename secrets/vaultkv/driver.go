@@ -165,7 +165,8 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 	return err
 }
 
-// Destroy implements [sibling.Driver].
+// Destroy implements [sibling.Driver]. Vault compares nothing here: a version
+// that is restored between the look and the request is destroyed.
 func (d *driver) Destroy(ctx context.Context, r ref.Ref, id string) error {
 	const op = "vaultkv: destroy"
 	p, n, m, err := d.old(ctx, op, r, id)
@@ -177,6 +178,13 @@ func (d *driver) Destroy(ctx context.Context, r ref.Ref, id string) error {
 	}
 	if n == m.CurrentVersion {
 		return fault.Newf(fault.Conflict, op, "version %s of %s is the newest, which everybody reads", id, r)
+	}
+	gone, err := d.deleted(ctx, op, p, m, n)
+	if err != nil {
+		return err
+	}
+	if !gone {
+		return fault.Newf(fault.Conflict, op, "version %s of %s is not deleted; disable it first", id, r)
 	}
 	_, err = d.put(ctx, op, p.ns, p.api("destroy"), map[string]any{"versions": []int{n}})
 	return err
