@@ -1,9 +1,12 @@
 package vaultkv
 
 import (
+	"context"
 	"encoding/json"
+	"sync"
 	"time"
 
+	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/secrets"
 )
 
@@ -11,6 +14,32 @@ import (
 func WithAfter(o SessionOptions, after func(time.Duration) <-chan time.Time) *SessionOptions {
 	o.after = after
 	return &o
+}
+
+// A Hanging is a method whose first login gives a token for an hour, and whose
+// others end when Release is closed, whatever their context says.
+type Hanging struct {
+	Begun   chan<- struct{}
+	Release <-chan struct{}
+	first   sync.Once
+}
+
+func (h *Hanging) login(context.Context, *conn, string, *unwrapped) (l *lease, err error) {
+	h.first.Do(func() { l = &lease{token: "hanging", ttl: time.Hour} })
+	if l == nil {
+		h.Begun <- struct{}{}
+		<-h.Release
+		err = fault.Newf(fault.Unavailable, "hanging", "released")
+	}
+	return l, err
+}
+
+func (*Hanging) owned() bool { return true }
+
+// WithPatience lets a test say how long Close waits.
+func WithPatience(o *SessionOptions, d time.Duration) *SessionOptions {
+	o.patience = d
+	return o
 }
 
 // RoundTrip writes v as Vault stores it and reads it as Vault serves it.

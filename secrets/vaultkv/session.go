@@ -15,8 +15,9 @@ import (
 
 // A Method is a way to get a token: [AppRole] or [TokenFile].
 type Method interface {
-	// login returns a token that works now.
-	login(ctx context.Context, c *conn, namespace string) (*lease, error)
+	// login returns a token that works now. u is the session's, from one login
+	// to the next.
+	login(ctx context.Context, c *conn, namespace string, u *unwrapped) (*lease, error)
 	// owned reports that the token is the session's own, to be revoked when
 	// it ends.
 	owned() bool
@@ -41,6 +42,8 @@ type SessionOptions struct {
 
 	// after is time.After, where no test says otherwise.
 	after func(time.Duration) <-chan time.Time
+	// patience is closeTimeout, where no test says otherwise.
+	patience time.Duration
 }
 
 const (
@@ -48,8 +51,11 @@ const (
 	minRenew = time.Second
 	// minRetry and maxRetry bound the wait after a failure.
 	minRetry, maxRetry = time.Second, time.Minute
-	// revokeTimeout bounds the last request of a session.
-	revokeTimeout = 5 * time.Second
+	// closeTimeout bounds the wait for a session to end, and revokeTimeout its
+	// last request.
+	closeTimeout, revokeTimeout = 5 * time.Second, 5 * time.Second
+	// signInTries bounds how often SignIn tries a secret id that it unwrapped.
+	signInTries = 5
 )
 
 // A Session keeps a client signed in: it renews the client's token when two
@@ -61,6 +67,7 @@ type Session struct {
 	client *api.Client
 	m      Method
 	opts   SessionOptions
+	held   unwrapped // of SignIn, then of keep
 	cancel context.CancelFunc
 	done   chan struct{}
 	end    sync.Once
@@ -68,8 +75,10 @@ type Session struct {
 
 // SignIn signs client in and starts a Session, which ends with ctx or
 // [Session.Close]. Errors: Denied, the credential was refused; NotFound, there
-// is no file; Invalid, the method lacks something; Unavailable. opts may be
-// nil.
+// is no file; Invalid, the method lacks something; Unavailable. A secret id
+// that was unwrapped is lost with an error, so while Vault is Unavailable it is
+// tried again, for about 15 s beside the requests, or until ctx ends. opts may
+// be nil.
 func SignIn(ctx context.Context, client *api.Client, m Method, opts *SessionOptions) (*Session, error) {
 	s := &Session{client: client, m: m, done: make(chan struct{})}
 	if opts != nil {
@@ -85,7 +94,10 @@ func SignIn(ctx context.Context, client *api.Client, m Method, opts *SessionOpti
 	if s.c, err = newConn(client, s.opts.Timeout); err != nil {
 		return nil, err
 	}
-	first, err := s.signIn(ctx)
+	if s.opts.patience == 0 {
+		s.opts.patience = closeTimeout
+	}
+	first, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -97,13 +109,43 @@ func SignIn(ctx context.Context, client *api.Client, m Method, opts *SessionOpti
 	return s, nil
 }
 
+// begin signs in for the first time.
+func (s *Session) begin(ctx context.Context) (*lease, error) {
+	l, err := s.signIn(ctx)
+	for try := 1; try < signInTries && ctx.Err() == nil && s.held.unused(err) && fault.Is(err, fault.Unavailable); try++ {
+		s.opts.Logger.WarnContext(ctx, "signing in failed, and is tried again with the secret id that was unwrapped", "error", err)
+		select {
+		case <-s.opts.after(backoff(try)):
+			l, err = s.signIn(ctx)
+		case <-ctx.Done():
+		}
+	}
+	if s.held.unused(err) {
+		s.held.wipe()
+		err = &fault.Error{
+			Kind: fault.KindOf(err), Class: fault.ClassOf(err), Op: "vaultkv: sign in",
+			Msg: "the secret id was unwrapped here and is given up; wrap another one", Err: err,
+		}
+	}
+	return l, err
+}
+
 // Close ends the session. A token that the session got for itself is revoked,
 // so that nothing is left that could be stolen; that it could not be is
-// logged. Close may be called more than once.
+// logged. Close takes some seconds at most, even where a file system hangs. It
+// may be called more than once.
 func (s *Session) Close() {
 	s.end.Do(func() {
 		s.cancel()
-		<-s.done
+		late := time.NewTimer(s.opts.patience)
+		defer late.Stop()
+		select {
+		case <-s.done:
+			s.held.wipe()
+		case <-late.C:
+			// It gets no token any more: its context has ended.
+			s.opts.Logger.Warn("signing in hangs and was left alone; look at the file system of the credential")
+		}
 		token := s.client.Token()
 		if !s.m.owned() || token == "" {
 			return
@@ -119,7 +161,7 @@ func (s *Session) Close() {
 
 // signIn gets a token and gives it to the client.
 func (s *Session) signIn(ctx context.Context) (*lease, error) {
-	l, err := s.m.login(ctx, s.c, s.opts.Namespace)
+	l, err := s.m.login(ctx, s.c, s.opts.Namespace, &s.held)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -164,6 +165,31 @@ func TestSessionEndsWithItsContext(t *testing.T) {
 	wg.Wait()
 	_, err = vaultkv.SignIn(ctx, c, a.method, nil)
 	wantErr(t, "an ended context", err, fault.Unavailable)
+}
+
+// Close does not wait for what hangs, such as a file on a server that is gone.
+func TestCloseDoesNotHang(t *testing.T) {
+	tg := fake(t)
+	rec := &leaktest.Recorder{}
+	clk := newClock()
+	begun, release := make(chan struct{}), make(chan struct{})
+	m := &vaultkv.Hanging{Begun: begun, Release: release}
+	o := vaultkv.WithPatience(vaultkv.WithAfter(vaultkv.SessionOptions{Logger: rec.Logger()}, clk.after), time.Millisecond)
+	c := tg.client(t, "", tg.transport)
+	s, err := vaultkv.SignIn(t.Context(), c, m, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clk.next(t)
+	clk.ticks <- time.Time{}
+	receive(t, begun)
+	closed := make(chan struct{})
+	go func() { defer close(closed); s.Close() }()
+	receive(t, closed)
+	if c.Token() != "" || !strings.Contains(rec.String(), "hangs") {
+		t.Errorf("the token was not taken away, or the log is %q", rec.String())
+	}
+	close(release) // and with it ends the goroutine
 }
 
 func TestTokenFile(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
@@ -30,7 +31,7 @@ type TokenFile struct {
 func (TokenFile) owned() bool { return false }
 
 // login implements [Method].
-func (f TokenFile) login(ctx context.Context, c *conn, ns string) (*lease, error) {
+func (f TokenFile) login(ctx context.Context, c *conn, ns string, _ *unwrapped) (*lease, error) {
 	const op = "vaultkv: take token"
 	token, err := readCredential(op, f.Path, "a token")
 	if err != nil {
@@ -56,7 +57,9 @@ func (f TokenFile) login(ctx context.Context, c *conn, ns string) (*lease, error
 // readCredential reads a file with one word in it. Errors: NotFound; Denied,
 // it cannot be read, or can be by others; Invalid, it holds something else.
 func readCredential(op, path, what string) (string, error) {
-	f, err := os.Open(path)
+	// A FIFO would be waited for until somebody writes to it, and nothing ends
+	// that wait: it is opened all the same, and then refused.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // which file is the caller's to say
 	if err != nil {
 		kind := fault.Denied
 		if errors.Is(err, fs.ErrNotExist) {
