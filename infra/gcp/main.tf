@@ -124,12 +124,47 @@ resource "google_project_iam_custom_role" "rotator" {
 }
 
 # The pending version is kept beside the secret. Made here, so that the
-# functions need no right to make secrets.
-resource "google_secret_manager_secret" "pending" {
+# functions need no right to make secrets, and no permission on the project:
+# with permissions on secrets alone, one that is not there is denied, and the
+# functions could not tell that it is missing. It is replicated and encrypted as
+# its secret is, and has neither topics nor a rotation time.
+data "google_secret_manager_secret" "main" {
   for_each  = var.secrets
+  secret_id = each.key
+}
+
+resource "google_secret_manager_secret" "pending" {
+  for_each  = data.google_secret_manager_secret.main
   secret_id = "${each.key}--pending"
   replication {
-    auto {}
+    dynamic "auto" {
+      for_each = length(each.value.replication[0].user_managed) == 0 ? [each.value.replication[0].auto] : []
+      content {
+        dynamic "customer_managed_encryption" {
+          for_each = try(auto.value[0].customer_managed_encryption, [])
+          content {
+            kms_key_name = customer_managed_encryption.value.kms_key_name
+          }
+        }
+      }
+    }
+    dynamic "user_managed" {
+      for_each = each.value.replication[0].user_managed
+      content {
+        dynamic "replicas" {
+          for_each = user_managed.value.replicas
+          content {
+            location = replicas.value.location
+            dynamic "customer_managed_encryption" {
+              for_each = replicas.value.customer_managed_encryption
+              content {
+                kms_key_name = customer_managed_encryption.value.kms_key_name
+              }
+            }
+          }
+        }
+      }
+    }
   }
   lifecycle {
     ignore_changes = [annotations, labels, version_aliases]
