@@ -99,7 +99,7 @@ func (c *doctorCmd) print(e *env, f findingOut) {
 
 // examine looks at a secret, and once at each scope that one is in.
 func (p *pipeline) examine(ctx context.Context, r ref.Ref, stuck time.Duration, scopes map[string]bool) ([]rotators.Finding, error) {
-	runner, err := p.runner(r)
+	runner, err := p.runner(ctx, r)
 	if err != nil {
 		return nil, err
 	}

@@ -24,19 +24,24 @@ import (
 	"github.com/keyturn/keyturn/notifier/webhook"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
+	"github.com/keyturn/keyturn/secrets"
 )
 
 // A pipeline is everything that one configuration describes, opened: the bus,
 // the stores and one runner a secret. Commands that do a single thing open it
 // too; serve and dev also run its notifier and schedules.
 type pipeline struct {
-	cfg     *config
-	log     *slog.Logger
-	nc      *nats.Conn
-	bus     *natsbus.Bus
-	stores  *stores
+	cfg    *config
+	log    *slog.Logger
+	nc     *nats.Conn
+	bus    *natsbus.Bus
+	stores *stores
+	sched  *scheduler.Scheduler
+
+	mu      sync.Mutex
 	runners map[ref.Ref]*rotators.Runner
-	sched   *scheduler.Scheduler
+	// open makes the runner of a configured secret.
+	open map[ref.Ref]func(context.Context) (*rotators.Runner, secrets.Store, error)
 }
 
 // connect opens a NATS connection that outlives outages.
@@ -76,7 +81,10 @@ func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
 // openPipeline opens what cfg describes. observe may be nil, and edit, which
 // has the last word on the runners' options.
 func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe func(rotators.Progress), edit func(*rotators.Options)) (_ *pipeline, err error) {
-	p := &pipeline{cfg: cfg, log: log, runners: map[ref.Ref]*rotators.Runner{}}
+	p := &pipeline{
+		cfg: cfg, log: log, runners: map[ref.Ref]*rotators.Runner{},
+		open: map[ref.Ref]func(context.Context) (*rotators.Runner, secrets.Store, error){},
+	}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -93,7 +101,7 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 		return nil, err
 	}
 	p.stores = &stores{cfg: cfg, nc: p.nc, log: log, locks: locks}
-	var jobs []scheduler.Job
+	var jobs []*scheduler.Job
 	for i := range cfg.Secrets {
 		j, err := p.job(ctx, &cfg.Secrets[i], observe, edit)
 		if err != nil {
@@ -105,15 +113,13 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 	return p, err
 }
 
-// job makes the runner of a secret, and says when it runs.
-func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotators.Progress), edit func(*rotators.Options)) (scheduler.Job, error) {
-	store, err := p.stores.of(ctx, s.ref)
-	if err != nil {
-		return scheduler.Job{}, err
-	}
+// job says when a secret is rotated, and how. A store that is away or denies
+// is tried again whenever it is needed: it must not keep the secrets of
+// others from being served.
+func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotators.Progress), edit func(*rotators.Options)) (*scheduler.Job, error) {
 	rot, err := newRotator(s, p.stores.value, p.log)
 	if err != nil {
-		return scheduler.Job{}, err
+		return nil, err
 	}
 	opts := rotators.Options{
 		Publisher: p.bus, Tenant: p.cfg.tenant, Logger: p.log, Observe: observe,
@@ -125,13 +131,36 @@ func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotato
 	if edit != nil {
 		edit(&opts)
 	}
-	runner := rotators.NewRunner(store, rot, &opts)
-	p.runners[s.ref] = runner
-	return scheduler.Job{
+	p.open[s.ref] = func(ctx context.Context) (*rotators.Runner, secrets.Store, error) {
+		store, err := p.stores.of(ctx, s.ref)
+		if err != nil {
+			return nil, nil, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.runners[s.ref] == nil {
+			p.runners[s.ref] = rotators.NewRunner(store, rot, &opts)
+		}
+		return p.runners[s.ref], store, nil
+	}
+	j := &scheduler.Job{
 		Ref: s.ref, Tenant: s.Tenant, Spec: s.spec, Calendar: s.calendar, Jitter: s.Jitter, After: s.after,
 		Retry: scheduler.Retry{First: s.Retry.First, Longest: s.Retry.Longest, Limit: s.Retry.Limit},
-		Gated: !s.gate.IsZero(), Runner: runner, Store: store,
-	}, nil
+		Gated: !s.gate.IsZero(),
+		Open: func(ctx context.Context) (scheduler.Runner, secrets.Store, error) {
+			runner, store, err := p.open[s.ref](ctx)
+			return runner, store, err
+		},
+	}
+	if s.ref.Provider != ref.NATS {
+		return j, nil // opened when it is needed
+	}
+	runner, store, err := p.open[s.ref](ctx)
+	if err != nil {
+		return nil, err
+	}
+	j.Runner, j.Store = runner, store
+	return j, nil
 }
 
 // open opens what the configuration describes, for a command that ends by
@@ -166,11 +195,16 @@ func (p *pipeline) close() {
 }
 
 // runner returns the runner of a configured secret.
-func (p *pipeline) runner(r ref.Ref) (*rotators.Runner, error) {
-	if runner, ok := p.runners[r]; ok {
-		return runner, nil
+func (p *pipeline) runner(ctx context.Context, r ref.Ref) (*rotators.Runner, error) {
+	open, ok := p.open[r]
+	if !ok {
+		return nil, p.cfg.errNotConfigured(r)
 	}
-	return nil, p.cfg.errNotConfigured(r)
+	runner, _, err := open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("secret %s: %w", r, err)
+	}
+	return runner, nil
 }
 
 // holdWait is how long a command waits for a rotation elsewhere.
@@ -179,7 +213,7 @@ const holdWait = 30 * time.Second
 // with calls f with the runner of r while no other process rotates r or what
 // r's rotation depends on.
 func (p *pipeline) with(ctx context.Context, r ref.Ref, f func(context.Context, *rotators.Runner) error) error {
-	runner, err := p.runner(r)
+	runner, err := p.runner(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -228,6 +262,7 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 		return err
 	}
 	var wg sync.WaitGroup
+	wg.Go(func() { p.tryStores(ctx) })
 	errs := make(chan error, 3)
 	run := func(what string, f func() error) {
 		wg.Go(func() {
@@ -266,6 +301,25 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// tryStores opens every store once, so that what is wrong with one is said at
+// the start and not at the first rotation.
+func (p *pipeline) tryStores(ctx context.Context) {
+	tried := map[string]bool{}
+	for i := range p.cfg.Secrets {
+		r := p.cfg.Secrets[i].ref
+		scope := string(r.Provider) + "://" + r.Scope
+		if tried[scope] {
+			continue
+		}
+		tried[scope] = true
+		octx, cancel := context.WithTimeout(ctx, holdWait)
+		if _, err := p.stores.of(octx, r); err != nil && ctx.Err() == nil {
+			p.log.ErrorContext(ctx, "a store cannot be opened; it is tried again whenever it is needed", "secret", r.String(), "err", err)
+		}
+		cancel()
+	}
 }
 
 // webhook binds the notifier's port, so that a port in use is an error before

@@ -67,7 +67,7 @@ func (c *rotateCmd) dryRun(e *env, r ref.Ref) error {
 		return err
 	}
 	defer done()
-	runner, err := p.runner(r)
+	runner, err := p.runner(ctx, r)
 	if err != nil {
 		return err
 	}

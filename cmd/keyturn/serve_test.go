@@ -12,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/testenv"
+	"github.com/keyturn/keyturn/internal/vaultfake"
 	"github.com/keyturn/keyturn/secrets/natskv"
 )
 
@@ -95,5 +96,53 @@ func TestLostSealKey(t *testing.T) {
 	}
 	if err := w.sealKey(); err == nil || !strings.Contains(err.Error(), "put it back") {
 		t.Errorf("got %v; want what to do", err)
+	}
+}
+
+// A store that is away does not keep the secrets of the others from being
+// served, and is there again as soon as it is.
+func TestServeBesideAStoreThatIsAway(t *testing.T) {
+	srv := testenv.NATS(t)
+	key := filepath.Join(t.TempDir(), "seal.key")
+	if err := natskv.GenerateKeyFile(key); err != nil {
+		t.Fatal(err)
+	}
+	apikey, err := json.Marshal((&demoIssuer{url: "http://127.0.0.1:1"}).config("p"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := filepath.Join(t.TempDir(), "token")
+	vault := vaultfake.New(t)
+	cfg, err := loadConfig(writeFile(t, "c.yaml", fmt.Sprintf(`
+nats: {url: %q}
+store: {key_file: %q}
+vault: {test: {address: %q, token_file: %q}}
+secrets:
+  - {ref: "vault://test//secret/a", rotator: apikey, schedule: "@every 24h", apikey: %s}
+  - {ref: "nats://keyturn/b", rotator: apikey, schedule: "@every 24h", apikey: %s}
+`, srv.URL(), key, vault.URL(), token, apikey, apikey)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPipeline(t.Context(), cfg, slog.New(slog.DiscardHandler), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.close)
+	if done, err := p.sched.Reconcile(t.Context(), p.bus); err != nil || done.Set != 2 {
+		t.Errorf("%+v, %v; want both schedules", done, err)
+	}
+	a, b := cfg.Secrets[0].ref, cfg.Secrets[1].ref
+	if _, err := p.runner(t.Context(), b); err != nil {
+		t.Errorf("the one whose store is there: %v", err)
+	}
+	if _, err := p.runner(t.Context(), a); err == nil || !strings.Contains(err.Error(), a.String()) {
+		t.Errorf("the one whose token is not there yet: %v", err)
+	}
+	if err := os.WriteFile(token, []byte(vaultfake.Root), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.runner(t.Context(), a); err != nil {
+		t.Errorf("once its token is there: %v", err)
 	}
 }

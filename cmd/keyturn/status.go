@@ -105,7 +105,7 @@ func (p *pipeline) status(ctx context.Context, r ref.Ref, next map[ref.Ref]time.
 	if row.Pending == row.Current {
 		row.Pending = "" // a label that a service left behind
 	}
-	if runner, ok := p.runners[r]; ok && row.Previous != "" {
+	if runner, err := p.runner(ctx, r); err == nil && row.Previous != "" {
 		st := runner.Standing(ctx, d)
 		row.Retires = st.Next
 		switch {

@@ -65,7 +65,7 @@ func (y *year) RLock(ctx context.Context, _ string) (context.Context, func(), er
 	return ctx, func() {}, nil
 }
 
-func newYear(t *testing.T, jobs ...scheduler.Job) *year {
+func newYear(t *testing.T, jobs ...*scheduler.Job) *year {
 	t.Helper()
 	y := &year{T: t, now: time.Date(2027, 3, 1, 2, 0, 0, 0, time.UTC)}
 	for i := range jobs {
@@ -116,7 +116,7 @@ func TestJitterWithinTheWindow(t *testing.T) {
 	}
 	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		r := id(name)
-		y := newYear(t, scheduler.Job{Ref: r, Calendar: cal, Jitter: 6 * time.Hour, Store: kept(t, r)})
+		y := newYear(t, &scheduler.Job{Ref: r, Calendar: cal, Jitter: 6 * time.Hour, Store: kept(t, r)})
 		if err := y.fire(r); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +139,7 @@ func TestOrderWaitEnds(t *testing.T) {
 	if _, err := st.PutPending(t.Context(), master, "stuck", secrets.NewString("w")); err != nil {
 		t.Fatal(err)
 	}
-	y := newYear(t, scheduler.Job{Ref: master, Store: st}, scheduler.Job{Ref: child, After: []ref.Ref{master}, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: master, Store: st}, &scheduler.Job{Ref: child, After: []ref.Ref{master}, Store: st})
 	begin := y.now
 	for y.runs == 0 && y.now.Sub(begin) < 5*time.Hour {
 		_ = y.fire(child)
@@ -167,7 +167,7 @@ func TestHalfWayIsNotGivenUp(t *testing.T) {
 	if _, err := st.PutPending(t.Context(), r, "half", secrets.NewString("set at the target already")); err != nil {
 		t.Fatal(err)
 	}
-	y := newYear(t, scheduler.Job{Ref: r, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: r, Store: st})
 	y.err = fault.New(fault.Unavailable, "promote", errors.New("store away"))
 	if err := y.fire(r); err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func TestPutOffOnAWS(t *testing.T) {
 	f.Create("x", "old")
 	r := f.Ref("x")
 	st := awssm.New(f.SecretsManager(func(o *secretsmanager.Options) { o.RetryMaxAttempts = 1 }), nil)
-	y := newYear(t, scheduler.Job{Ref: r, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: r, Store: st})
 	y.now = time.Now().Add(time.Second)
 	y.err = fault.New(fault.Unavailable, "set", errors.New("away"))
 	if err := y.fire(r); err != nil {

@@ -19,6 +19,9 @@ func (s *Scheduler) sweep(ctx context.Context, j *Job) error {
 	if !j.Gated {
 		return nil
 	}
+	if err := j.open(ctx); err != nil {
+		return err
+	}
 	held, unlock, err := s.Hold(ctx, j.Ref, lockWait)
 	if err != nil {
 		return natsbus.After(orderPoll, err)

@@ -58,9 +58,9 @@ const (
 // an error only where the firing itself is to be delivered again.
 func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 	log := s.o.Logger.With("secret", j.Ref.String(), "token", t.Token, "cause", t.Cause)
-	d, err := j.Store.Describe(ctx, j.Ref)
+	d, err := j.describe(ctx)
 	if err != nil {
-		return s.failed(ctx, j, t, fmt.Errorf("describe %s: %w", j.Ref, err))
+		return s.failed(ctx, j, t, err)
 	}
 	// What was begun is finished at any time: half-way is the worst place.
 	if !unfinished(d) {
@@ -91,9 +91,9 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 	s.waits.Delete(j.Ref)
 	return s.locked(ctx, j, t, func(ctx context.Context) error {
 		// Whoever held the lock until now may have done it.
-		d, err := j.Store.Describe(ctx, j.Ref)
+		d, err := j.describe(ctx)
 		if err != nil {
-			return fmt.Errorf("describe %s: %w", j.Ref, err)
+			return err
 		}
 		if !unfinished(d) && s.done(d, t) {
 			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
@@ -200,7 +200,7 @@ func (s *Scheduler) halfWay(ctx context.Context, j *Job, err error) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	d, derr := j.Store.Describe(ctx, j.Ref)
+	d, derr := j.describe(ctx)
 	return fault.Is(derr, fault.Unavailable) || derr == nil && unfinished(d)
 }
 

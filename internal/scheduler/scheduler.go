@@ -45,6 +45,42 @@ type Job struct {
 	Gated  bool
 	Runner Runner
 	Store  secrets.Store
+	// Open gives Runner and Store where they could not be had at the start: a
+	// store that is away must not keep the others from being served. It is
+	// called until it succeeds.
+	Open func(ctx context.Context) (Runner, secrets.Store, error)
+
+	mu sync.Mutex // over the opening
+}
+
+// open makes sure that the job has its runner and store.
+func (j *Job) open(ctx context.Context) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.Runner != nil && j.Store != nil {
+		return nil
+	}
+	if j.Open == nil {
+		return fault.Newf(fault.Invalid, "schedule", "%s has no store", j.Ref)
+	}
+	r, st, err := j.Open(ctx)
+	if err != nil {
+		return fmt.Errorf("open the store of %s: %w", j.Ref, err)
+	}
+	j.Runner, j.Store = r, st
+	return nil
+}
+
+// describe opens the store if need be, and asks it.
+func (j *Job) describe(ctx context.Context) (*secrets.Description, error) {
+	if err := j.open(ctx); err != nil {
+		return nil, err
+	}
+	d, err := j.Store.Describe(ctx, j.Ref)
+	if err != nil {
+		return nil, fmt.Errorf("describe %s: %w", j.Ref, err)
+	}
+	return d, nil
 }
 
 // A Runner is what the scheduler needs of a [rotators.Runner].
@@ -99,7 +135,7 @@ type Scheduler struct {
 
 // New returns the Scheduler of the deployment named owner. The order between
 // jobs must have no circle; the error is of kind Invalid.
-func New(bus Bus, locks Locks, owner string, jobs []Job, opts *Options) (*Scheduler, error) {
+func New(bus Bus, locks Locks, owner string, jobs []*Job, opts *Options) (*Scheduler, error) {
 	s := &Scheduler{bus: bus, locks: locks, owner: owner, jobs: map[ref.Ref]*Job{}}
 	if opts != nil {
 		s.o = *opts
@@ -119,9 +155,8 @@ func New(bus Bus, locks Locks, owner string, jobs []Job, opts *Options) (*Schedu
 	if s.o.Now == nil {
 		s.o.Now = time.Now
 	}
-	for i := range jobs {
-		j := jobs[i]
-		s.jobs[j.Ref] = &j
+	for _, j := range jobs {
+		s.jobs[j.Ref] = j
 	}
 	return s, s.checkOrder()
 }
@@ -210,9 +245,9 @@ func (s *Scheduler) Request(ctx context.Context, r ref.Ref, cause, id string, wh
 	if j == nil {
 		return nil
 	}
-	d, err := j.Store.Describe(ctx, r)
+	d, err := j.describe(ctx)
 	if err != nil {
-		return fmt.Errorf("describe %s: %w", r, err)
+		return err
 	}
 	return s.request(ctx, r, cause, id, when, d)
 }
@@ -237,9 +272,9 @@ func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
 	if j == nil {
 		return nil
 	}
-	d, err := j.Store.Describe(ctx, r)
+	d, err := j.describe(ctx)
 	if err != nil {
-		return fmt.Errorf("describe %s: %w", r, err)
+		return err
 	}
 	if v := e.Data.Version; v != "" && v != currentID(d) {
 		s.o.Logger.InfoContext(ctx, "a notice about a superseded version starts nothing", "secret", r.String(), "version", v)

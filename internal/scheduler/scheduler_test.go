@@ -119,7 +119,7 @@ type replica struct {
 }
 
 // start starts a replica with these jobs; gate and rotator are filled in.
-func (w *world) start(opts *scheduler.Options, jobs ...scheduler.Job) *replica {
+func (w *world) start(opts *scheduler.Options, jobs ...*scheduler.Job) *replica {
 	w.Helper()
 	nc := w.srv.Conn(w.T)
 	bus, err := natsbus.Open(w.Context(), nc, nil)
@@ -195,7 +195,7 @@ func (w *world) failures(b *natsbus.Bus) []string {
 // A schedule fires once, however many replicas there are.
 func TestTwoReplicasFireOnce(t *testing.T) {
 	w := newWorld(t, "one")
-	job := scheduler.Job{Ref: id("one"), Spec: natsbus.Spec{At: time.Now().Add(time.Second)}}
+	job := &scheduler.Job{Ref: id("one"), Spec: natsbus.Spec{At: time.Now().Add(time.Second)}}
 	job.Spec = natsbus.Spec{Every: time.Second}
 	a := w.start(nil, job)
 	b := w.start(nil, job)
@@ -219,8 +219,8 @@ func TestTriggersCollapse(t *testing.T) {
 	working := make(chan struct{}, 16)
 	release := make(chan struct{})
 	w.g.in = func(string) { working <- struct{}{}; <-release }
-	a := w.start(nil, scheduler.Job{Ref: id("one")})
-	b := w.start(nil, scheduler.Job{Ref: id("one")})
+	a := w.start(nil, &scheduler.Job{Ref: id("one")})
+	b := w.start(nil, &scheduler.Job{Ref: id("one")})
 	ask := func(r *replica, occasion string) {
 		t.Helper()
 		e := events.New(events.RotationRequested, id("one"), time.Now(), occasion)
@@ -279,7 +279,7 @@ func TestWindows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := w.start(nil, scheduler.Job{Ref: id("one"), Calendar: cal})
+	r := w.start(nil, &scheduler.Job{Ref: id("one"), Calendar: cal})
 	request(t, r, "one")
 	var at time.Time
 	testenv.Eventually(t, limit, "the rotation to be put off", func() bool {
@@ -322,7 +322,7 @@ func TestJitter(t *testing.T) {
 		t.Errorf("100 secrets are in %d tenths of the jitter; expected all", len(seen))
 	}
 	start := time.Now()
-	r := w.start(nil, scheduler.Job{Ref: id("one"), Jitter: jitter, Spec: natsbus.Spec{Every: time.Second}})
+	r := w.start(nil, &scheduler.Job{Ref: id("one"), Jitter: jitter, Spec: natsbus.Spec{Every: time.Second}})
 	testenv.Eventually(t, limit, "the firing to be put off", func() bool {
 		list, err := r.bus.ListSchedules(t.Context())
 		if err != nil || len(list) != 2 {
@@ -347,7 +347,7 @@ func TestRetries(t *testing.T) {
 		return &fault.Error{Kind: fault.Denied, Class: fault.ClassPermission, Op: "target"}
 	}
 	retry := scheduler.Retry{First: 10 * time.Millisecond, Longest: 50 * time.Millisecond, Limit: 3}
-	r := w.start(nil, scheduler.Job{Ref: id("one"), Retry: retry}, scheduler.Job{Ref: id("hopeless"), Retry: retry})
+	r := w.start(nil, &scheduler.Job{Ref: id("one"), Retry: retry}, &scheduler.Job{Ref: id("hopeless"), Retry: retry})
 	request(t, r, "one")
 	request(t, r, "hopeless")
 	gaveUp := func(reason string) func() bool {
@@ -384,7 +384,7 @@ func TestOrder(t *testing.T) {
 		}
 		return nil
 	}
-	jobs := []scheduler.Job{
+	jobs := []*scheduler.Job{
 		{Ref: id("master"), Retry: scheduler.Retry{First: time.Second}},
 		{Ref: id("child"), After: []ref.Ref{id("master")}},
 	}
@@ -415,14 +415,14 @@ func TestOrderWait(t *testing.T) {
 	if _, err := w.store.PutPending(t.Context(), id("master"), rotators.NewToken(), secrets.NewString("stuck")); err != nil {
 		t.Fatal(err)
 	}
-	r := w.start(&scheduler.Options{OrderWait: time.Millisecond}, scheduler.Job{Ref: id("master")}, scheduler.Job{Ref: id("child"), After: []ref.Ref{id("master")}})
+	r := w.start(&scheduler.Options{OrderWait: time.Millisecond}, &scheduler.Job{Ref: id("master")}, &scheduler.Job{Ref: id("child"), After: []ref.Ref{id("master")}})
 	time.Sleep(2 * time.Millisecond)
 	request(t, r, "child")
 	testenv.Eventually(t, limit, "the child to go on without a master that is stuck", func() bool { return w.g.count("child test") == 1 })
 }
 
 func TestCircle(t *testing.T) {
-	jobs := []scheduler.Job{
+	jobs := []*scheduler.Job{
 		{Ref: id("a"), After: []ref.Ref{id("b")}}, {Ref: id("b"), After: []ref.Ref{id("c")}}, {Ref: id("c"), After: []ref.Ref{id("a")}},
 	}
 	if _, err := scheduler.New(nil, nil, "x", jobs, nil); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "circle") {
@@ -437,7 +437,7 @@ func TestDeadline(t *testing.T) {
 	runner := func(g rotators.Gate) scheduler.Runner {
 		return rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: g})
 	}
-	r := w.start(nil, scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
+	r := w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
 	request(t, r, "one")
 	testenv.Eventually(t, limit, "a rotation", func() bool { return w.g.count("one test") == 1 })
 	deadline := func() bool {
@@ -449,7 +449,7 @@ func TestDeadline(t *testing.T) {
 		t.Error("retired before the gate opened")
 	}
 	r.stop() // and another replica comes, with the same configuration
-	w.start(nil, scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
+	w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
 	testenv.Eventually(t, limit, "the superseded version to be retired", func() bool {
 		d, err := w.store.Describe(t.Context(), id("one"))
 		return err == nil && d.Holder(secrets.Previous).Disabled
@@ -462,8 +462,8 @@ func TestDeadline(t *testing.T) {
 // A sweep makes good a deadline that nobody set.
 func TestSweepSetsWhatWasLost(t *testing.T) {
 	w := newWorld(t, "one", "two")
-	gated := func(name string) scheduler.Job {
-		return scheduler.Job{Ref: id(name), Gated: true, Runner: rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: rotators.Gate{Min: time.Millisecond}})}
+	gated := func(name string) *scheduler.Job {
+		return &scheduler.Job{Ref: id(name), Gated: true, Runner: rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: rotators.Gate{Min: time.Millisecond}})}
 	}
 	for _, n := range []string{"one", "two"} { // by a process that died then
 		if _, err := rotators.NewRunner(w.store, w.g, nil).Rotate(t.Context(), id(n), ""); err != nil {
@@ -487,8 +487,8 @@ func TestClosedGate(t *testing.T) {
 		}
 	}
 	r := w.start(nil,
-		scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})},
-		scheduler.Job{Ref: id("manual"), Gated: true, Runner: runner(rotators.Gate{Manual: true})})
+		&scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})},
+		&scheduler.Job{Ref: id("manual"), Gated: true, Runner: runner(rotators.Gate{Manual: true})})
 	request(t, r, "one")
 	request(t, r, "manual")
 	testenv.Eventually(t, limit, "the rotation once the gate opened", func() bool { return w.g.count("one test") == 2 })
@@ -503,7 +503,7 @@ func TestClosedGate(t *testing.T) {
 // A firing for a secret that this process does not know is given back.
 func TestForeignFiring(t *testing.T) {
 	w := newWorld(t, "one")
-	r := w.start(nil, scheduler.Job{Ref: id("one")})
+	r := w.start(nil, &scheduler.Job{Ref: id("one")})
 	for _, name := range []string{id("two").String(), "retire " + id("two").String()} {
 		if err := r.Fire(t.Context(), natsbus.Firing{Name: name, ID: "x"}); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("%s: %v", name, err)
