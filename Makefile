@@ -33,7 +33,7 @@ test-vault: ## the Vault store on a real Vault; the first time builds it, for so
 .PHONY: race
 race: ## the concurrent packages under the race detector
 	@scripts/deps.sh go postgresql
-	REQUIRE_INTEGRATION=1 $(GO) test -race ./agent/... ./events/... ./notifier/... ./secrets/... ./rotators
+	REQUIRE_INTEGRATION=1 $(GO) test -race -timeout 60m ./agent/... ./events/... ./notifier/... ./secrets/... ./rotators ./internal/natslock ./internal/scheduler ./internal/triggers
 
 .PHONY: lint
 lint: ## formatting, vet, golangci-lint, tidy module file
