@@ -52,7 +52,7 @@ func TestPlainReaders(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Fatalf("the plain reader: %v", err)
 			}
-			t.Logf("%d plain reads in %d rotations, %d values, each of which signed in when it was read", w.reads, plainRotations, w.distinct())
+			t.Logf("%s: %d plain reads in %d rotations, %d values, each of which signed in when it was read", name, w.reads, plainRotations, w.distinct())
 		})
 	}
 }
@@ -102,11 +102,8 @@ func (w *witness) distinct() int {
 // crawl.
 func (w *witness) read(ctx context.Context) error {
 	var last digest
-	for ; ; time.Sleep(time.Millisecond) {
-		v, err := w.p.plain(ctx, w.r)
-		if ctx.Err() != nil {
-			return nil
-		}
+	for ; ctx.Err() == nil; time.Sleep(2 * time.Millisecond) {
+		v, err := w.p.plain(context.WithoutCancel(ctx), w.r)
 		if err != nil {
 			return fmt.Errorf("read %d failed: %w", w.reads, err)
 		}
@@ -123,6 +120,7 @@ func (w *witness) read(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // try signs in with a value that was read just now for the first time.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -213,7 +214,7 @@ func (p *azurePlatform) open(_ *testing.T, in *crashtest.Injector) secrets.Store
 	if in != nil {
 		rt = in.Transport(rt)
 	}
-	o := &azurekv.Options{Locker: p.locker}
+	o := &azurekv.Options{Locker: p.locker, Logger: slog.New(slog.DiscardHandler)}
 	o.Client.Transport = &http.Client{Transport: rt}
 	o.Client.Retry = policy.RetryOptions{MaxRetries: -1} // each request is a point
 	return azurekv.New(p.fake.Credential(), o)

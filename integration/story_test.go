@@ -116,7 +116,7 @@ func startDaemon(t *testing.T, name string, newPlatform func(secrets.Locker) pla
 	d.trig = triggerOf(t, d.p, db, bus, d.log)
 	d.hook = startNotifierFor(t, bus, d.log, d.trig.decode)
 	_ = d.trig.notices(t) // of the secrets' creation
-	s, err := scheduler.New(bus, locks, "story", []scheduler.Job{{
+	s, err := scheduler.New(bus, locks, "story", []*scheduler.Job{{
 		Ref: d.ref, Tenant: tenant, Gated: true, Runner: d.runner, Store: d.store,
 	}}, &scheduler.Options{Logger: d.log.Logger(), SweepEvery: time.Second})
 	must(t, err)
