@@ -246,8 +246,8 @@ func (d *driver) SetDisabled(ctx context.Context, r ref.Ref, id string, disabled
 
 // Destroy implements [sibling.Driver] as far as Key Vault allows: the package's
 // documentation says how far. The tag takes the place of keyturn-previous, so
-// that there is room for it. No update depends on a state: a version that is enabled between
-// the look and the update is destroyed.
+// that there is room for it. No update depends on a state: a version that is
+// enabled between the look and the update is destroyed.
 func (d *driver) Destroy(ctx context.Context, r ref.Ref, id string) error {
 	const op = "azurekv: destroy"
 	all, err := d.versions(ctx, op, r, r.Name)

@@ -25,9 +25,10 @@ type kind struct {
 // service is a backend in memory, whose secrets number their versions from 1.
 type service struct {
 	kind
-	mu   sync.Mutex
-	main map[ref.Ref]*item
-	side map[ref.Ref]*item
+	mu    sync.Mutex
+	ahead time.Duration // of its clock
+	main  map[ref.Ref]*item
+	side  map[ref.Ref]*item
 }
 
 // An item is one secret of the service.
@@ -58,9 +59,9 @@ func (it *item) newest() *version {
 	return it.versions[len(it.versions)-1]
 }
 
-func (it *item) add(v *version) *version {
+func (b *service) add(it *item, v *version) *version {
 	it.rev++
-	v.id, v.created = len(it.versions)+1, time.Now().UTC()
+	v.id, v.created = len(it.versions)+1, time.Now().Add(b.ahead).UTC()
 	it.versions = append(it.versions, v)
 	return v
 }
@@ -89,7 +90,7 @@ func (b *service) write(r ref.Ref, value string) {
 	if b.main[r] == nil {
 		b.main[r] = &item{}
 	}
-	b.main[r].add(&version{value: []byte(value)})
+	b.add(b.main[r], &version{value: []byte(value)})
 }
 
 // driver is one process's way to the service. Each method is one outward call.
@@ -241,7 +242,7 @@ func (d *driver) PutPending(ctx context.Context, r ref.Ref, rev string, p siblin
 			it = &item{}
 			d.b.side[r] = it
 		}
-		it.add(&version{token: p.Token, after: p.After, value: p.Value.Reveal()})
+		d.b.add(it, &version{token: p.Token, after: p.After, value: p.Value.Reveal()})
 		return nil
 	})
 }
@@ -270,7 +271,7 @@ func (d *driver) Append(ctx context.Context, r ref.Ref, m *sibling.Main, p sibli
 		if d.b.swaps && d.rev(it) != m.Rev {
 			return fault.Newf(fault.Conflict, "mem: append", "%s moved", r)
 		}
-		v := it.add(&version{value: p.Value.Reveal()})
+		v := d.b.add(it, &version{value: p.Value.Reveal()})
 		if d.b.notes {
 			v.noted, v.token = true, p.Token
 			if m.Current != nil {
@@ -342,7 +343,7 @@ func (d *driver) Create(ctx context.Context, r ref.Ref, v secrets.Value) (out *s
 		}
 		it := &item{}
 		d.b.main[r] = it
-		out = tell(it.add(&version{value: v.Reveal()}))
+		out = tell(d.b.add(it, &version{value: v.Reveal()}))
 		return nil
 	})
 	if err != nil {

@@ -290,7 +290,7 @@ func TestPromotedBeforeDiscard(t *testing.T) {
 	if got, want := b.noted(r), "rotation-1 after 1"; got != want {
 		t.Errorf("noted is %q, expected %q", got, want)
 	}
-	if got := b.leftover(r); len(got) > 0 {
+	if got := b.leftover(t, r); len(got) > 0 {
 		t.Errorf("the sibling still holds %q", got)
 	}
 }

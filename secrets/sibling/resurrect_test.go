@@ -65,7 +65,7 @@ func TestFinishedRotationStaysFinished(t *testing.T) {
 				t.Errorf("discard: %v", err)
 			}
 			wantStage(t, s, r, secrets.Current, "", "by hand")
-			if got := b.leftover(r); len(got) > 0 {
+			if got := b.leftover(t, r); len(got) > 0 {
 				t.Errorf("the sibling still holds %q", got)
 			}
 			if !c.pending {

@@ -32,15 +32,11 @@ func (b *backend) died(t *testing.T, r ref.Ref) {
 }
 
 // leftover returns the values that the sibling still holds, of whatever age.
-func (b *backend) leftover(r ref.Ref) (out []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if it := b.side[r]; it != nil {
-		for _, v := range it.versions {
-			if v.value != nil {
-				out = append(out, string(v.value))
-			}
-		}
+func (b *backend) leftover(t *testing.T, r ref.Ref) (out []string) {
+	t.Helper()
+	_, pending := b.Kept(t, r)
+	for _, v := range pending {
+		out = append(out, string(v.Reveal()))
 	}
 	return out
 }
@@ -114,7 +110,7 @@ func TestUnrecordedPromotion(t *testing.T) {
 			if got, want := b.noted(r), tok+" after 2"; got != want {
 				t.Errorf("noted is %q, expected %q", got, want)
 			}
-			if got := b.leftover(r); slices.Contains(got, "second") {
+			if got := b.leftover(t, r); slices.Contains(got, "second") {
 				t.Errorf("the sibling holds %q, what was promoted among it", got)
 			}
 			if err := s.Disable(t.Context(), r, "3"); !fault.Is(err, fault.Conflict) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -54,6 +55,31 @@ func (b *backend) Create(t *testing.T, v secrets.Value) ref.Ref {
 func (b *backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
+
+func (b *backend) Advance(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ahead += d
+}
+
+func (b *backend) Kept(_ *testing.T, r ref.Ref) (own, pending []secrets.Value) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.main[r].kept(), b.side[r].kept()
+}
+
+// kept returns the values that were not destroyed.
+func (it *item) kept() (out []secrets.Value) {
+	if it == nil {
+		return nil
+	}
+	for _, v := range it.versions {
+		if v.value != nil {
+			out = append(out, secrets.NewValue(v.value))
+		}
+	}
+	return out
+}
 
 // kinds are the ways in which the providers work.
 var kinds = map[string]kind{

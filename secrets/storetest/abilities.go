@@ -21,6 +21,7 @@ func probe(t *testing.T, b Backend) abilities {
 	t.Helper()
 	can := abilitiesOf(b.Open(t, nil))
 	t.Logf("capabilities: %s", can)
+	t.Logf("hooks of the backend: %s", hooks(b))
 	// What cannot be reached through the injector would not be crash-tested.
 	through := abilitiesOf(b.Open(t, &crashtest.Injector{}))
 	through.check, through.findOrphans = can.check, can.findOrphans

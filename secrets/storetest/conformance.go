@@ -105,6 +105,7 @@ func testPromote(ctx context.Context, t *testing.T, b Backend, s secrets.Store) 
 			got := must[*secrets.Version](t, "promote")(s.Promote(ctx, r, tok))
 			wantVersion(t, "promote", got, tok, vs[i])
 			wantStages(ctx, t, b.Open(t, nil), r, stages{current: vs[i], currentToken: tok, previous: vs[i-1]})
+			wantCleared(t, b, r, "a promotion")
 		}
 		if d := must[*secrets.Description](t, "describe")(s.Describe(ctx, r)); !d.Has(tok, secrets.Current) {
 			t.Errorf("described as %+v, expected rotation %s as current", d, tok)
@@ -156,6 +157,7 @@ func testDiscard(ctx context.Context, t *testing.T, b Backend, s secrets.Store) 
 			t.Fatalf("discard: %v", err)
 		}
 		wantStages(ctx, t, b.Open(t, nil), r, stages{current: v0})
+		wantCleared(t, b, r, "a discard")
 	}
 	_, err := s.Promote(ctx, r, tok)
 	wantKind(t, "promote what was discarded", err, fault.NotFound, fault.Conflict)

@@ -38,14 +38,15 @@ func crash(t *testing.T, b Backend, can abilities) {
 }
 
 // rotate is a process that works on one rotation, as a runner does: it looks
-// where the rotation stands and goes on from there.
+// where the rotation stands and goes on from there. Of one that is finished it
+// clears what it left.
 func rotate(ctx context.Context, s secrets.Store, r ref.Ref, tok string, v secrets.Value) error {
 	d, err := s.Describe(ctx, r)
 	if err != nil {
 		return err
 	}
 	if d.Has(tok, secrets.Current) {
-		return nil
+		return s.Discard(ctx, r, tok)
 	}
 	if _, err := s.Get(ctx, r, secrets.Pending); fault.Is(err, fault.NotFound) {
 		if _, err := s.PutPending(ctx, r, tok, v); err != nil {
@@ -83,6 +84,7 @@ func crashPromote(ctx context.Context, t *testing.T, b Backend, in *crashtest.In
 		}
 	}
 	for range 2 {
+		wantCleared(t, b, r, "a rotation that failed at "+in.Fired()+", and its retry")
 		wantStages(ctx, t, b.Open(t, nil), r, stages{current: want, currentToken: tok, previous: v0})
 		if err := rotate(ctx, b.Open(t, nil), r, tok, value()); err != nil {
 			t.Errorf("one more retry: %v", err)
@@ -144,6 +146,7 @@ func crashDiscard(ctx context.Context, t *testing.T, b Backend, in *crashtest.In
 			t.Fatalf("retry after a failure at %q: %v", in.Fired(), err)
 		}
 	}
+	wantCleared(t, b, r, "a discard that failed at "+in.Fired()+", and its retry")
 	wantStages(ctx, t, b.Open(t, nil), r, stages{current: v0})
 	if err := b.Open(t, nil).Discard(ctx, r, tok); err != nil {
 		t.Errorf("one more retry: %v", err)

@@ -141,6 +141,7 @@ func testDestroy(ctx context.Context, t *testing.T, b Backend, s disabler) {
 // it was. A store may still tell that there was one, and that it is disabled.
 func wantGone(ctx context.Context, t *testing.T, b Backend, w superseded) {
 	t.Helper()
+	wantDestroyed(t, b, w.r, w.previous, w.current)
 	s := openDisabler(t, b)
 	wantKind(t, "enable of what was destroyed", s.Enable(ctx, w.r, w.id), fault.NotFound)
 	_, err := s.Get(ctx, w.r, secrets.Previous)
