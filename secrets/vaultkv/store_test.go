@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 	"go.uber.org/goleak"
@@ -19,6 +20,7 @@ import (
 	"github.com/keyturn/keyturn/internal/vaultfake"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
+	"github.com/keyturn/keyturn/secrets/sibling"
 	"github.com/keyturn/keyturn/secrets/storetest"
 	"github.com/keyturn/keyturn/secrets/vaultkv"
 )
@@ -172,13 +174,54 @@ func (*backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
 
+// Kept tells what is not destroyed. What is deleted is restored for a moment,
+// as anybody may who can.
+func (b *backend) Kept(t *testing.T, r ref.Ref) (own, pending []secrets.Value) {
+	kept := func(path string) (out []secrets.Value) {
+		call := func(method, endpoint string, body any) (int, map[string]any) {
+			return b.call(t, method, b.mount+"/"+endpoint+"/"+path, body, "X-Vault-Namespace", b.ns)
+		}
+		status, meta := call("GET", "metadata", nil)
+		if status == http.StatusNotFound {
+			return nil
+		}
+		data, _ := meta["data"].(map[string]any)
+		all, _ := data["versions"].(map[string]any)
+		for n, v := range all {
+			info, _ := v.(map[string]any)
+			if info["destroyed"] == true {
+				continue
+			}
+			deleted, ids := info["deletion_time"] != "", kv{"versions": []string{n}}
+			if deleted {
+				call("POST", "undelete", ids)
+			}
+			_, got := b.call(t, "GET", b.mount+"/data/"+path+"?version="+n, nil, "X-Vault-Namespace", b.ns)
+			if deleted {
+				call("POST", "delete", ids)
+			}
+			data, _ := got["data"].(map[string]any)
+			data, _ = data["data"].(map[string]any)
+			text, _ := data["value"].(string) // all that the suite looks for is text
+			out = append(out, secrets.NewString(text))
+		}
+		return out
+	}
+	return kept(r.Name), kept(r.Name + sibling.Suffix)
+}
+
+// A clocked backend is a fake one.
+type clocked struct{ *backend }
+
+func (c clocked) Advance(d time.Duration) { c.fake.Advance(d) }
+
 // A mount with slashes, in a namespace.
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Backend {
 		tg := fake(t)
 		tg.fake.Namespace("admin/team")
 		tg.must(t, "POST", "sys/mounts/apps/kv", kv{"type": "kv", "options": kv{"version": "2"}}, "X-Vault-Namespace", "admin/team")
-		return &backend{target: tg, ns: "admin/team", mount: "apps/kv"}
+		return clocked{&backend{target: tg, ns: "admin/team", mount: "apps/kv"}}
 	})
 }
 

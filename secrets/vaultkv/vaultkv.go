@@ -8,15 +8,27 @@
 // newest version at <path>. The pending one is at <path>--pending in the same
 // mount: token, the version it was made from, and value are one version of
 // the sibling, and taken away by destroying that version. Both are written
-// with check-and-set, so any number of processes may work on one secret and
-// no lock is needed.
+// with check-and-set, so any number of processes may rotate one secret and no
+// lock is needed for that.
 //
 // Under which token a version was written is noted in the secret's custom
 // metadata, one key a version: keyturn-<version> = "<token> <version before>".
 // keyturn-<version>-held says that one was enabled again. A patch sets them, so
-// a user's own keys stay; only the notes of Current and Previous are kept. Who replaces all custom metadata (vault kv metadata put)
-// takes the notes away, and with them the knowledge of which rotations are
-// done; vault kv metadata patch does not.
+// a user's own keys stay; only the notes of Current and Previous are kept. Who
+// replaces all custom metadata (vault kv metadata put) takes the notes away,
+// and with them the knowledge of which rotations are done; vault kv metadata
+// patch does not.
+//
+// # Where a lock helps
+//
+// Vault compares nothing when a version is deleted, restored or destroyed. A
+// Destroy beside an Enable of the same version each look first, and between
+// look and request the other may come: a version that was just enabled is then
+// destroyed, and its value is gone. [Options.Locker] keeps the two apart, and
+// is worth having where several processes retire versions, or where people
+// enable them while a process does. The same lock settles a Discard beside a
+// Promote of one token. What people do with Vault's own tools no lock of ours
+// knows of.
 //
 // # Values
 //
@@ -87,8 +99,9 @@ type Options struct {
 	// Logger hears of promotions that were found half done; nil is the default
 	// one.
 	Logger *slog.Logger
-	// Locker is for those who want one writer a secret all the same; see
-	// [sibling.Options].
+	// Locker keeps one writer a secret, for what check-and-set does not
+	// settle; see the package's documentation. Nil keeps apart the callers of
+	// one Store.
 	Locker secrets.Locker
 }
 
