@@ -3,6 +3,7 @@ package azurekv_test
 import (
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"go.uber.org/goleak"
@@ -69,6 +70,21 @@ func (b *backend) Logs() string { return b.logs.String() }
 
 func (b *backend) Limits() storetest.Limits {
 	return storetest.Limits{MaxValue: azurekv.MaxValue, TextOnly: true}
+}
+
+func (b *backend) Advance(d time.Duration) { b.fake.Advance(d) }
+
+// Kept tells what is enabled: the service removes no version.
+func (b *backend) Kept(_ *testing.T, r ref.Ref) (own, pending []secrets.Value) {
+	kept := func(name string) (out []secrets.Value) {
+		for _, v := range b.fake.Versions(vault, name) {
+			if v.Enabled {
+				out = append(out, text(v.Value))
+			}
+		}
+		return out
+	}
+	return kept(r.Name), kept(pendingName(r))
 }
 
 func TestStore(t *testing.T) { storetest.Run(t, newBackend) }

@@ -18,6 +18,7 @@ import (
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
 	"github.com/keyturn/keyturn/secrets/gcpsm"
+	"github.com/keyturn/keyturn/secrets/sibling"
 	"github.com/keyturn/keyturn/secrets/storetest"
 )
 
@@ -77,6 +78,25 @@ func (b *backend) Create(t *testing.T, v secrets.Value) ref.Ref {
 func (b *backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
+
+func (b *backend) Advance(d time.Duration) { b.fake.Advance(d) }
+
+// Kept tells what is not destroyed, enabled or not.
+func (b *backend) Kept(_ *testing.T, r ref.Ref) (own, pending []secrets.Value) {
+	parent := "projects/" + gcpfake.Project
+	if b.location != "" {
+		parent += "/locations/" + b.location
+	}
+	kept := func(name string) (out []secrets.Value) {
+		for _, v := range b.fake.Versions(parent + "/secrets/" + name) {
+			if len(v.Value) > 0 {
+				out = append(out, secrets.NewValue(v.Value))
+			}
+		}
+		return out
+	}
+	return kept(r.Name), kept(r.Name + sibling.Suffix)
+}
 
 // locker is one that processes share.
 type locker struct {
