@@ -52,7 +52,9 @@
 //
 // The sibling is never deleted, since Key Vault keeps the name of a deleted
 // secret until it is purged, which takes up to 90 days: what was promoted or
-// discarded is disabled. A sibling that somebody deleted is recovered.
+// discarded is disabled, and tagged keyturn-cleared. A pending version that
+// somebody disabled by hand stops the rotation with an error that says how to
+// enable it, or to discard it. A sibling that somebody deleted is recovered.
 //
 // # Permissions
 //

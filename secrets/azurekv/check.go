@@ -32,7 +32,7 @@ func (s *Store) Check(ctx context.Context, r ref.Ref) error {
 	if _, err := s.d.versions(ctx, op, r, r.Name); note("list (readMetadata) on "+r.Name, err) != nil {
 		return err
 	}
-	if _, _, err := s.d.Pending(ctx, r); note("get (getSecret) on "+r.Name+sibling.Suffix, err) != nil {
+	if _, _, err := s.d.Pending(ctx, r); note("get (getSecret) and list (readMetadata) on "+r.Name+sibling.Suffix, err) != nil {
 		return err
 	}
 	if len(missing) > 0 {

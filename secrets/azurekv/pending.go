@@ -2,7 +2,9 @@ package azurekv
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azsecrets"
@@ -18,23 +20,69 @@ const pendingType = "pending version of a rotation; not tested yet"
 
 // Pending implements [sibling.Driver]. Token, predecessor and value are of one
 // version, which one call made, so there are no halves. A disabled newest
-// version was cleared.
+// version was cleared, or is a Conflict; which of them a list of versions
+// tells, 25 a page.
 func (d *driver) Pending(ctx context.Context, r ref.Ref) (*sibling.Pending, string, error) {
 	const op = "azurekv: read pending"
 	name := r.Name + sibling.Suffix
 	it, err := d.get(ctx, op, r, name, "")
 	switch {
-	case isCode(err, codeNotFound) || isCode(err, codeDisabled):
+	case isCode(err, codeNotFound):
 		return nil, "", nil
+	case isCode(err, codeDisabled):
+		return nil, "", d.cleared(ctx, op, r, name)
 	case err != nil:
 		return nil, "", err
 	case it.tags[tagPendingOf] != r.Name:
-		return nil, "", fault.Newf(fault.Conflict, op,
-			"secret %s in vault %s is not the sibling of %s, whose pending version would be kept there: its tag %s is %q; rename one of them", name, r.ScopePart(0), r, tagPendingOf, it.tags[tagPendingOf])
+		return nil, "", foreign(op, r, name, it)
 	case it.tags[tagCleared] != "" || it.tags[tagToken] == "":
 		return nil, it.version, nil
 	}
 	return &sibling.Pending{ID: it.version, Token: it.tags[tagToken], After: it.tags[tagAfter], Created: it.created, Value: it.take()}, it.version, nil
+}
+
+func foreign(op string, r ref.Ref, name string, it *item) error {
+	return fault.Newf(fault.Conflict, op,
+		"secret %s in vault %s is not the sibling of %s, whose pending version would be kept there: its tag %s is %q; rename one of them", name, r.ScopePart(0), r, tagPendingOf, it.tags[tagPendingOf])
+}
+
+// cleared tells a sibling whose newest version was cleared from one that
+// somebody disabled by hand, which is a Conflict: what is pending in it may be
+// the only copy of a credential that is live, so nobody may be told that there
+// is none. Of versions that were made in one second nobody can tell which is
+// the newest, and one that was not cleared counts.
+func (d *driver) cleared(ctx context.Context, op string, r ref.Ref, name string) error {
+	all, err := d.versions(ctx, op, r, name)
+	if isCode(err, codeNotFound) {
+		return nil // deleted meanwhile, with what it held
+	}
+	if err != nil {
+		return err
+	}
+	newest := latest(slices.DeleteFunc(slices.Clone(all), func(it *item) bool { return !it.disabled }))
+	for _, it := range all {
+		switch {
+		case newest != nil && it.created.Before(newest.created) || it.tags[tagCleared] != "":
+		case it.tags[tagPendingOf] != r.Name:
+			return foreign(op, r, name, it)
+		case it.tags[tagToken] == "": // made beforehand, and never used
+		case it.disabled:
+			at := fmt.Sprintf("az keyvault secret set-attributes --vault-name %s --name %s --version %s", r.ScopePart(0), name, it.version)
+			return fault.Newf(fault.Conflict, op,
+				"the version of rotation %s of %s, which is pending, was disabled by hand, though it may be in use; enable it with %s --enabled true, or, if you know that it is not, discard it with %s --tags %s=%s %s=by-hand",
+				it.tags[tagToken], r, at, at, tagPendingOf, r.Name, tagCleared)
+		default:
+			// One that is enabled is not the newest, unless that has changed.
+			if _, err := d.get(ctx, op, r, name, ""); err == nil {
+				return &fault.Error{
+					Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: op, Msg: "the pending version of " + r.String() + " was enabled or replaced meanwhile; read it again",
+				}
+			} else if !isCode(err, codeDisabled) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // PutPending implements [sibling.Driver]. What would be refused when it is
