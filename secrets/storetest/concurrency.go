@@ -24,6 +24,8 @@ func concurrency(t *testing.T, b Backend, can abilities) {
 	}
 	if can.disable {
 		t.Run("disable beside promote", func(t *testing.T) { testDisableRace(tctx(t), t, b) })
+		t.Run("enable beside destroy", func(t *testing.T) { testDestroyRace(tctx(t), t, b) })
+		t.Run("enable beside promote", func(t *testing.T) { testEnableRace(tctx(t), t, b) })
 	}
 }
 

@@ -10,15 +10,19 @@ import (
 	"github.com/keyturn/keyturn/secrets"
 )
 
-// Limits say which values the service behind a store does not take, though
-// others do. The suite logs them, and checks that such a value is refused as
-// Invalid with nothing changed.
+// Limits say what the service behind a store cannot do, though others can. The
+// suite logs them. It checks that a value which the service does not take is
+// refused as Invalid with nothing changed.
 type Limits struct {
 	MaxValue int  // in bytes; 0 for what the suite asks of every store, 64 KiB
 	TextOnly bool // values are UTF-8
+	// Unfenced: the service destroys a version whatever became of it, so that
+	// it may destroy one that was enabled at the same time, unless a Locker
+	// keeps the two apart.
+	Unfenced bool
 }
 
-// Limited is a [Backend] whose service takes fewer values than others.
+// Limited is a [Backend] whose service can do less than others.
 type Limited interface {
 	Limits() Limits
 }

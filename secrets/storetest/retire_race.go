@@ -55,6 +55,86 @@ func testDisableRace(ctx context.Context, t *testing.T, b Backend) {
 	}
 }
 
+// testDestroyRace destroys a disabled version while it is enabled. One comes
+// first: what was enabled stays, what was destroyed is not enabled.
+func testDestroyRace(ctx context.Context, t *testing.T, b Backend) {
+	unfenced := false
+	if l, ok := b.(Limited); ok && l.Limits().Unfenced {
+		unfenced = true
+		t.Log("the service may destroy what is enabled at the same time")
+	}
+	for range rounds {
+		w := supersede(ctx, t, b)
+		wantOK(t, "disable", openDisabler(t, b).Disable(ctx, w.r, w.id))
+		errs := make([]error, twins)
+		race(t, b, len(errs), func(i int, s secrets.Store) {
+			if i/2%2 == 0 { // each process plays both parts
+				errs[i] = s.(secrets.Disabler).Enable(ctx, w.r, w.id)
+			} else {
+				errs[i] = s.(secrets.Disabler).Destroy(ctx, w.r, w.id)
+			}
+		})
+		enabled, destroyed := false, false
+		for i, err := range errs {
+			switch {
+			case i/2%2 == 0 && err == nil:
+				enabled = true
+			case i/2%2 == 0:
+				wantKind(t, "enable beside destroy", err, fault.NotFound)
+			case err == nil:
+				destroyed = true
+			default:
+				wantKind(t, "destroy beside enable", err, fault.Conflict)
+			}
+		}
+		v, err := b.Open(t, nil).Get(ctx, w.r, secrets.Previous)
+		switch {
+		case !enabled && !destroyed:
+			t.Error("neither an enable nor a destroy succeeded")
+		case err == nil:
+			wantVersion(t, "get previous", v, w.previousToken, w.previous)
+			if !enabled {
+				t.Error("the version can be read though only destroys succeeded")
+			}
+		case enabled && destroyed && unfenced:
+		case enabled:
+			t.Errorf("get previous, which was enabled: %v", err)
+		default:
+			wantGone(ctx, t, b, w)
+		}
+		next(ctx, t, b, w.r, w.current)
+	}
+}
+
+// testEnableRace enables a version while it stops being the previous one. What
+// takes its place is not held for that.
+func testEnableRace(ctx context.Context, t *testing.T, b Backend) {
+	for range rounds {
+		w := supersede(ctx, t, b)
+		wantOK(t, "disable", openDisabler(t, b).Disable(ctx, w.r, w.id))
+		v, tok := value(), token()
+		put(ctx, t, b, b.Open(t, nil), w.r, tok, v)
+		errs := make([]error, twins)
+		race(t, b, len(errs), func(i int, s secrets.Store) {
+			if i/2%2 == 0 {
+				_, errs[i] = s.Promote(ctx, w.r, tok)
+			} else {
+				errs[i] = s.(secrets.Disabler).Enable(ctx, w.r, w.id)
+			}
+		})
+		for i, err := range errs {
+			if err != nil && i/2%2 == 0 {
+				wantKind(t, "promote beside enable", err, fault.Conflict)
+			} else if err != nil { // the store may have forgotten it
+				wantKind(t, "enable beside promote", err, fault.NotFound)
+			}
+		}
+		must[*secrets.Version](t, "promote again")(b.Open(t, nil).Promote(ctx, w.r, tok))
+		wantCleared(t, b, w.r, "a promotion beside an enable")
+		wantStages(ctx, t, b.Open(t, nil), w.r, stages{current: v, currentToken: tok, previous: w.current})
+	}
+}
+
 // attempt carries out f in a process that a failure ends, and again in the
 // next.
 func attempt(t *testing.T, b Backend, in *crashtest.Injector, f func(d secrets.Disabler) error) {

@@ -174,6 +174,8 @@ func (*backend) Begin(*testing.T, ref.Ref, string) {}
 
 func (b *backend) Logs() string { return b.logs.String() }
 
+func (*backend) Limits() storetest.Limits { return storetest.Limits{Unfenced: true} }
+
 // Kept tells what is not destroyed. What is deleted is restored for a moment,
 // as anybody may who can.
 func (b *backend) Kept(t *testing.T, r ref.Ref) (own, pending []secrets.Value) {
