@@ -112,7 +112,8 @@ func (s *Store) getCurrent(ctx context.Context, op string, r ref.Ref) (*secrets.
 }
 
 // current returns the current version with its token. The sibling is asked
-// only where the main secret has no token to tell.
+// only where the main secret has no token to tell; that it may not be read, or
+// that somebody took its version out of use, keeps nobody from current.
 func (s *Store) current(ctx context.Context, op string, r ref.Ref) (*Version, error) {
 	m, err := s.d.Main(ctx, r)
 	if err != nil {
@@ -124,7 +125,7 @@ func (s *Store) current(ctx context.Context, op string, r ref.Ref) (*Version, er
 		case err == nil:
 			st.wipe()
 			m = st.main
-		case !fault.Is(err, fault.Denied):
+		case !fault.Is(err, fault.Denied) && !fault.Is(err, fault.Conflict):
 			return nil, err
 		}
 	}
