@@ -39,12 +39,19 @@ func TestRollback(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.want("undone", l.state(), "v1 - v0 | v0 v1")
-	if _, err := l.runner().Rollback(t.Context(), l.id, true); err != nil {
-		t.Fatal(err)
+	if again, err := l.runner().Rollback(t.Context(), l.id, true); err != nil || !again.Already {
+		t.Errorf("undone twice: %+v, %v", again, err)
 	}
-	l.want("undone twice", l.state(), "v0 - v1 | v0 v1")
+	l.want("undone twice", l.state(), "v1 - v0 | v0 v1")
+	if res, err := l.runner().Rollback(t.Context(), l.id, false); err != nil || res.Already {
+		t.Errorf("rolled back once more: %+v, %v", res, err)
+	}
+	l.want("rolled back once more", l.state(), "v0 - v1 | v0 v1")
 	l.rotate()
 	l.want("the next rotation", l.state(), "v2 - v0 | v0 v2")
+	if _, err := l.runner().Rollback(t.Context(), l.id, true); !fault.Is(err, fault.Invalid) {
+		t.Errorf("undo where nothing was rolled back: %v", err)
+	}
 }
 
 // A rollback that died half-way is rolled forward by whoever comes next.

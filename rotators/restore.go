@@ -47,6 +47,14 @@ func (r *Runner) Restore(ctx context.Context, id ref.Ref) (Restoration, error) {
 		// It may be about to replace just this credential.
 		return out, fault.Newf(fault.Conflict, "restore", "a rotation of %s (token %s) is unfinished; let it finish, or discard it", id, p.Token)
 	}
+	if s, ok := r.store.(secrets.Disabler); ok && !previous.Disabled && !previous.Held {
+		// It may be about to be retired: what is restored is held, and a store
+		// holds what was disabled.
+		if err := s.Disable(ctx, id, previous.ID); err != nil {
+			return out, fmt.Errorf("hold version %s of %s: %w", previous.ID, id, err)
+		}
+		previous.Disabled = true
+	}
 	c, old, err := r.reopen(ctx, id, previous)
 	if err != nil {
 		return out, err
@@ -129,7 +137,15 @@ func (r *Runner) Destroy(ctx context.Context, id ref.Ref, version string) error 
 		return fmt.Errorf("describe %s: %w", id, err)
 	}
 	h := d.Holder(secrets.Previous)
-	if t, ok := r.rotator.(Destroyer); ok && h != nil && h.ID == version && h.Disabled {
+	switch {
+	case h == nil:
+		return fault.Newf(fault.NotFound, "destroy", "%s has no superseded version; version %s was destroyed already, or never was", id, version)
+	case h.ID != version:
+		return fault.Newf(fault.NotFound, "destroy", "version %q is not the superseded version of %s; expected %s", version, id, h.ID)
+	case !h.Disabled:
+		return fault.Newf(fault.Conflict, "destroy", "version %s of %s is not retired; keyturn retire %s comes first", version, id, id)
+	}
+	if t, ok := r.rotator.(Destroyer); ok {
 		c, old, err := r.reopen(ctx, id, h)
 		if err != nil {
 			return err

@@ -349,12 +349,22 @@ func TestRestore(t *testing.T) {
 		t.Errorf("a person lets go: %+v, %v", got, err)
 	}
 
-	l.g.gone = []string{"v0"}
+	// One that was never retired is held all the same.
+	l.rotate()
+	if _, err := l.runner().Restore(t.Context(), l.id); err != nil {
+		t.Fatal(err)
+	}
+	l.want("restored before it was retired", l.state(), "v2 - v1 held | v1 v2")
+	if _, err := l.runner().Retire(t.Context(), l.id, false); err != nil {
+		t.Fatal(err)
+	}
+
+	l.g.gone = []string{"v1"}
 	got, err := l.runner().Restore(t.Context(), l.id)
 	if err != nil || got.Alive == nil || *got.Alive || got.Why == nil {
 		t.Errorf("gone for good: %+v, %v", got, err)
 	}
-	l.want("state", l.state(), "v1 - v0 held | v1")
+	l.want("state", l.state(), "v2 - v1 held | v2")
 }
 
 func TestProvenDead(t *testing.T) {
@@ -533,6 +543,12 @@ func TestDestroy(t *testing.T) {
 	if err := r.Destroy(t.Context(), l.id, res.Previous); !fault.Is(err, fault.Conflict) {
 		t.Errorf("a version in use: %v", err)
 	}
+	for _, id := range []string{"nope", res.Version, ""} {
+		if err := r.Destroy(t.Context(), l.id, id); !fault.Is(err, fault.NotFound) {
+			t.Errorf("version %q: %v", id, err)
+		}
+	}
+	l.want("calls so far", l.g.took(), "")
 	if _, err := r.Retire(t.Context(), l.id, false); err != nil {
 		t.Fatal(err)
 	}

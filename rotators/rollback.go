@@ -18,13 +18,25 @@ func rollbackToken(id ref.Ref, from string) string {
 	return TokenOf("rollback\x00" + id.String() + "\x00" + from)
 }
 
+// undoToken is rollbackToken for a rollback that is rolled back itself.
+func undoToken(id ref.Ref, from string) string {
+	return TokenOf("undo rollback\x00" + id.String() + "\x00" + from)
+}
+
+// isRollback reports whether token names a rotation that takes the secret back
+// from the version with the id from.
+func isRollback(id ref.Ref, token, from string) bool {
+	return token == rollbackToken(id, from) || token == undoToken(id, from)
+}
+
 // Rollback makes the previous credential current again. It is a rotation
 // whose pending is that credential: it is journaled, set at the target,
 // tested and finished like any other, and a crash in it is rolled forward by
 // Rotate or by repeating Rollback. What was current is previous then.
 //
-// A secret that is rolled back already is success and announced once more;
-// only with undo is the rollback itself rolled back. If the credential turns
+// A secret that is rolled back already is success and announced once more.
+// With undo it is the rollback that is rolled back: Invalid if the current
+// version is none, and success if that was done already. If the credential turns
 // out to be dead at a target that still honours the current one, as an issuer
 // that revoked it for good, nothing changes and the error is Invalid.
 func (r *Runner) Rollback(ctx context.Context, id ref.Ref, undo bool) (Result, error) {
@@ -42,7 +54,11 @@ func (r *Runner) Rollback(ctx context.Context, id ref.Ref, undo bool) (Result, e
 	if current == nil {
 		return res, fault.Newf(fault.NotFound, "rollback", "%s has no current version", id)
 	}
-	res.Token = rollbackToken(id, current.ID)
+	name := rollbackToken
+	if undo {
+		name = undoToken
+	}
+	res.Token = name(id, current.ID)
 	pending, err := r.store.Get(ctx, id, secrets.Pending)
 	switch {
 	case err == nil && pending.Token != res.Token:
@@ -53,7 +69,9 @@ func (r *Runner) Rollback(ctx context.Context, id ref.Ref, undo bool) (Result, e
 		return res, fmt.Errorf("read pending of %s: %w", id, err)
 	case previous == nil:
 		return res, fault.Newf(fault.NotFound, "rollback", "%s has no previous version to go back to; rotate it instead", id)
-	case !undo && current.Token == rollbackToken(id, previous.ID):
+	case undo && !isRollback(id, current.Token, previous.ID):
+		return res, fault.Newf(fault.Invalid, "rollback", "the current version of %s is no rollback, so there is none to undo", id)
+	case current.Token == name(id, previous.ID):
 		res.Token, res.Version, res.Previous = current.Token, current.ID, previous.ID
 		res.Already = true
 		return res, r.announceFinish(ctx, id, res.Token, res.Version, res.Previous)
@@ -110,7 +128,7 @@ func (r *Runner) stagePrevious(ctx context.Context, id ref.Ref, token, currentID
 // set makes the target honour pending. The pending credential of a rollback
 // may have been retired, and is revived first.
 func (r *Runner) set(ctx context.Context, c Change, currentID string) error {
-	if rs, ok := r.rotator.(Restorer); ok && c.Token == rollbackToken(c.Ref, currentID) {
+	if rs, ok := r.rotator.(Restorer); ok && isRollback(c.Ref, c.Token, currentID) {
 		// Invalid is "gone for good, or cannot live beside current": Set may
 		// still make it the one that lives, and Test tells.
 		if err := rs.Restore(ctx, Change{Ref: c.Ref, Token: c.Token, Current: c.Current, StillPending: c.StillPending}, c.Pending); err != nil && !fault.Is(err, fault.Invalid) {
@@ -154,6 +172,6 @@ func (r *Runner) giveUpRollback(ctx context.Context, id ref.Ref, token string, p
 	}
 	return &fault.Error{
 		Kind: fault.Invalid, Class: fault.ClassOf(cause), Op: "rollback",
-		Msg: "the previous credential is dead at the target, and the current one works and was kept; rotate instead", Err: cause,
+		Msg: "the previous credential is dead at the target, and the current one works and was kept; the dead one's version is disabled. Rotate instead", Err: cause,
 	}
 }

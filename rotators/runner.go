@@ -238,7 +238,7 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 	r.announce(ctx, r.event(events.RotationStarted, id, token))
 	for _, p := range Phases() {
 		if err := r.phase(ctx, id, d, token, p); err != nil {
-			if token == rollbackToken(id, holderID(d, secrets.Current)) {
+			if isRollback(id, token, holderID(d, secrets.Current)) {
 				err = r.giveUpRollback(ctx, id, token, p, err)
 			}
 			r.announceFailure(ctx, id, token, p, err)

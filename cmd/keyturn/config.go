@@ -158,6 +158,28 @@ func loadConfig(path string) (*config, error) {
 	return c, c.checkSecrets(bad)
 }
 
+// find returns the secret that text names: a ref, or the end of just one that
+// is configured, as "acme/orders-db".
+func (c *config) find(text string) (ref.Ref, error) {
+	if strings.Contains(text, "://") {
+		return ref.Parse(text)
+	}
+	var found []ref.Ref
+	for i := range c.Secrets {
+		if text != "" && strings.HasSuffix(c.Secrets[i].ref.String(), "/"+text) {
+			found = append(found, c.Secrets[i].ref)
+		}
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	names := make([]string, 0, len(c.Secrets))
+	for i := range c.Secrets {
+		names = append(names, c.Secrets[i].Ref)
+	}
+	return ref.Ref{}, fault.Newf(fault.Invalid, "secret", "%q is the end of %d configured secrets; expected a ref, or the end of just one of %s", text, len(found), strings.Join(names, ", "))
+}
+
 // tenant says whose a secret is.
 func (c *config) tenant(r ref.Ref) string {
 	for i := range c.Secrets {

@@ -30,13 +30,20 @@ func parseSchedule(text, zone string) (natsbus.Spec, error) {
 		}
 		return natsbus.Spec{Every: d}, nil
 	}
+	// JetStream checks it too, but later, and without a word of which it was.
+	check := func(spec natsbus.Spec) (natsbus.Spec, error) {
+		if _, err := cronParser.Parse(spec.Cron); err != nil {
+			return bad("is no cron expression (" + err.Error() + ")")
+		}
+		return spec, nil
+	}
 	switch fields := strings.Fields(text); {
 	case len(fields) == 1 && strings.HasPrefix(text, "@") && text != "@at":
-		return natsbus.Spec{Cron: text, TimeZone: zone}, nil
+		return check(natsbus.Spec{Cron: text, TimeZone: zone})
 	case len(fields) == 5: // as crontab(5) has it: at second 0
-		return natsbus.Spec{Cron: "0 " + strings.Join(fields, " "), TimeZone: zone}, nil
+		return check(natsbus.Spec{Cron: "0 " + strings.Join(fields, " "), TimeZone: zone})
 	case len(fields) == 6:
-		return natsbus.Spec{Cron: strings.Join(fields, " "), TimeZone: zone}, nil
+		return check(natsbus.Spec{Cron: strings.Join(fields, " "), TimeZone: zone})
 	}
 	return bad("is no schedule")
 }

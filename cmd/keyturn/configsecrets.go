@@ -88,6 +88,10 @@ type passwordConfig struct {
 	RequireEachIncluded *bool   `koanf:"require_each_included_type"`
 }
 
+// minPassword is the least length of a password, which no provider's own
+// policy goes below.
+const minPassword = 8
+
 // excludeDefault is what the samples exclude unless told otherwise.
 const excludeDefault = ":/@\"'\\"
 
@@ -197,8 +201,14 @@ func (c *config) checkSecret(s *secretConfig) (err error) {
 	if s.Jitter < 0 || s.MinAge < 0 || s.Retry.First < 0 || s.Retry.Longest < 0 || s.Retry.Limit < 0 {
 		return bad("jitter, min_age and retry take no negative numbers")
 	}
+	if n := s.Password.Length; n != 0 && n < minPassword {
+		return bad("password.password_length is %d; expected %d or more", n, minPassword)
+	}
 	if _, err := s.Password.policy().Generate(); err != nil {
 		return bad("password: %v", err)
+	}
+	if s.Rotator == rotatorAPIKey && len(s.APIKey) == 0 {
+		return bad("the section apikey is missing; expected preset, or create, verify and revoke")
 	}
 	return s.checkGate()
 }

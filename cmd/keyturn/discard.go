@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
 )
 
@@ -17,21 +16,21 @@ type discardCmd struct {
 }
 
 func (c *discardCmd) Run(e *env) error {
-	r, err := ref.Parse(c.Ref)
-	if err != nil {
-		return err
-	}
 	ctx, p, done, err := e.open(lookLimit, nil)
 	if err != nil {
 		return err
 	}
 	defer done()
+	r, err := p.cfg.find(c.Ref)
+	if err != nil {
+		return err
+	}
 	store, err := p.stores.of(ctx, r)
 	if err != nil {
 		return err
 	}
 	// Not beside a rotation: what it has just set would lose its only copy.
-	ctx, unlock, err := p.sched.Hold(ctx, r, holdWait)
+	ctx, unlock, err := p.hold(ctx, r)
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func (p *pipeline) examine(ctx context.Context, r ref.Ref, stuck time.Duration, 
 
 // fix repairs with the secret held against rotations elsewhere.
 func (p *pipeline) fix(ctx context.Context, f rotators.Finding) error {
-	held, unlock, err := p.sched.Hold(ctx, f.Ref, holdWait)
+	held, unlock, err := p.hold(ctx, f.Ref)
 	if err != nil {
 		return err
 	}

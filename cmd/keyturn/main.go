@@ -27,6 +27,7 @@ type cli struct {
 	Dev       devCmd       `cmd:"" help:"Run the whole pipeline on this machine: embedded NATS, a demo issuer, PostgreSQL, three agents."`
 	Serve     serveCmd     `cmd:"" help:"Run the notifier and the scheduled rotations of the configuration against your NATS."`
 	Rotate    rotateCmd    `cmd:"" help:"Rotate one secret now, or finish its unfinished rotation."`
+	Create    createCmd    `cmd:"" help:"Put the first value of a secret, from standard input, into its store."`
 	Retire    retireCmd    `cmd:"" help:"Take the superseded credential of a secret out of use now, if its gate lets go."`
 	Restore   restoreCmd   `cmd:"" help:"Undo retire: enable the superseded version again."`
 	Rollback  rollbackCmd  `cmd:"" help:"Make the previous credential current again, at the target too."`

@@ -8,12 +8,14 @@ import (
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/events/eventbridge"
+	"github.com/keyturn/keyturn/events/eventgrid"
+	"github.com/keyturn/keyturn/events/pubsub"
 	"github.com/keyturn/keyturn/fault"
 )
 
 // normalizeCmd checks a mapping without a bus.
 type normalizeCmd struct {
-	From   string `help:"Who sent the notice: ${enum}." enum:"eventbridge" required:""`
+	From   string `help:"Who sent the notice: ${enum}." enum:"eventbridge,eventgrid,pubsub" required:""`
 	Tenant string `help:"Tenant to print in the events and their subjects." default:"default"`
 }
 
@@ -35,6 +37,17 @@ func outEvent(e events.Event) eventOut {
 	return eventOut{ID: e.ID, Type: e.Type, Source: e.Source(), Time: e.Time, Subject: e.Subject(), Data: e.Data}
 }
 
+func (c *normalizeCmd) decode(body []byte) ([]events.Event, error) {
+	switch now := time.Now(); c.From {
+	case "eventgrid":
+		return eventgrid.Decode(body, now)
+	case "pubsub":
+		return pubsub.Decoder{}.DecodePush(body, now)
+	default:
+		return eventbridge.Decode(body, now)
+	}
+}
+
 // Run prints nothing and succeeds for a notice that means no event.
 func (c *normalizeCmd) Run(e *env) error {
 	body, err := io.ReadAll(io.LimitReader(e.stdin, maxNotice+1))
@@ -44,7 +57,7 @@ func (c *normalizeCmd) Run(e *env) error {
 	if len(body) > maxNotice {
 		return fault.Newf(fault.Invalid, "normalize", "standard input is over %d bytes; expected one notice", maxNotice)
 	}
-	es, err := eventbridge.Decode(body, time.Now())
+	es, err := c.decode(body)
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,9 @@ func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("NATS is back") }),
 	}
 	if c.User != "" {
+		if c.PasswordFile == "" {
+			return nil, fault.Newf(fault.Invalid, "config", "nats.user is set and nats.password_file is missing")
+		}
 		password, err := readKeyFile(c.PasswordFile)
 		if err != nil {
 			return nil, fmt.Errorf("nats.password_file: %w", err)
@@ -217,12 +220,21 @@ func (p *pipeline) with(ctx context.Context, r ref.Ref, f func(context.Context, 
 	if err != nil {
 		return err
 	}
-	held, unlock, err := p.sched.Hold(ctx, r, holdWait)
+	held, unlock, err := p.hold(ctx, r)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	return f(held, runner)
+}
+
+// hold keeps everybody else from rotating r, and says so if that takes a while.
+func (p *pipeline) hold(ctx context.Context, r ref.Ref) (context.Context, func(), error) {
+	told := time.AfterFunc(2*time.Second, func() {
+		p.log.Warn("another process works on this secret, or died while it did; waiting", "secret", r.String(), "at most", holdWait)
+	})
+	defer told.Stop()
+	return p.sched.Hold(ctx, r, holdWait)
 }
 
 // rotate rotates a configured secret; see [rotators.Runner.Rotate].
@@ -325,6 +337,9 @@ func (p *pipeline) tryStores(ctx context.Context) {
 // webhook binds the notifier's port, so that a port in use is an error before
 // anything runs.
 func (p *pipeline) webhook(ctx context.Context) (*webhook.Source, error) {
+	if p.cfg.Notifier.APIKeyFile == "" {
+		return nil, fault.Newf(fault.Invalid, "config", "notifier.listen is set and notifier.api_key_file is missing")
+	}
 	key, err := readKeyFile(p.cfg.Notifier.APIKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("notifier.api_key_file: %w", err)

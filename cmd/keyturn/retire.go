@@ -30,7 +30,7 @@ func (c *retireCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		what := "retired version %s of %s: disabled in the store; keyturn restore undoes it\n"
+		what := "retired version %s of %s: disabled in the store; that the target refuses it was NOT seen. keyturn restore undoes it\n"
 		if got.Proven {
 			what = "retired version %s of %s: disabled in the store, and the target was seen to refuse it; keyturn restore undoes it\n"
 		}
@@ -123,14 +123,14 @@ func (c *destroyCmd) Run(e *env) error {
 // onSecret opens the pipeline and calls f with the secret held against
 // rotations elsewhere.
 func (e *env) onSecret(text string, f func(context.Context, *pipeline, ref.Ref, *rotators.Runner) error) error {
-	r, err := ref.Parse(text)
-	if err != nil {
-		return err
-	}
 	ctx, p, done, err := e.open(retireLimit, nil)
 	if err != nil {
 		return err
 	}
 	defer done()
+	r, err := p.cfg.find(text)
+	if err != nil {
+		return err
+	}
 	return p.with(ctx, r, func(ctx context.Context, runner *rotators.Runner) error { return f(ctx, p, r, runner) })
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
 )
 
@@ -16,30 +14,34 @@ type rollbackCmd struct {
 }
 
 func (c *rollbackCmd) Run(e *env) error {
-	r, err := ref.Parse(c.Ref)
-	if err != nil {
-		return err
-	}
 	ctx, p, done, err := e.open(2*retireLimit, e.printPhase)
 	if err != nil {
 		return err
 	}
 	defer done()
+	r, err := p.cfg.find(c.Ref)
+	if err != nil {
+		return err
+	}
 	var res rotators.Result
 	err = p.with(ctx, r, func(ctx context.Context, runner *rotators.Runner) (err error) {
 		res, err = runner.Rollback(ctx, r, c.Undo)
 		return err
 	})
 	switch {
-	case err != nil && fault.Retryable(err) && res.Token != "":
+	case err != nil && resumable(err) && res.Token != "":
 		return fmt.Errorf("%w\nNothing is lost: repeat the command, or leave it to the next rotation", err)
 	case err != nil:
 		return err
 	case res.Already:
-		_, _ = fmt.Fprintf(e.stdout, "%s was rolled back already: version %s is current; --undo goes back to %s\n", r, res.Version, res.Previous)
+		_, _ = fmt.Fprintf(e.stdout, "%s: nothing to do, that was done already: version %s is current, %s is previous\n", r, res.Version, res.Previous)
 		return nil
 	}
 	p.sched.AskGate(ctx, r)
-	_, _ = fmt.Fprintf(e.stdout, "rolled %s back: version %s is current, %s is previous\n", r, res.Version, orDash(res.Previous))
+	how := "rolled %s back: version %s is current, %s is previous\n"
+	if c.Undo {
+		how = "undid the rollback of %s: version %s is current, %s is previous\n"
+	}
+	_, _ = fmt.Fprintf(e.stdout, how, r, res.Version, orDash(res.Previous))
 	return nil
 }

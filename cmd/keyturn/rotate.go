@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
 )
 
@@ -21,23 +20,23 @@ type rotateCmd struct {
 }
 
 func (c *rotateCmd) Run(e *env) error {
-	r, err := ref.Parse(c.Ref)
-	if err != nil {
-		return err
-	}
 	if c.DryRun {
-		return c.dryRun(e, r)
+		return c.dryRun(e)
 	}
 	ctx, p, done, err := e.open(c.Timeout, e.printPhase, func(o *rotators.Options) { o.Force = c.Force })
 	if err != nil {
 		return err
 	}
 	defer done()
+	r, err := p.cfg.find(c.Ref)
+	if err != nil {
+		return err
+	}
 	res, err := p.rotate(ctx, r, c.Token)
 	if _, waits := rotators.IsNotYet(err); waits {
-		return fmt.Errorf("%w\nNothing was changed. keyturn retire %s lets the superseded credential go; --force rotates all the same", err, r)
+		return fmt.Errorf("%w\nNothing was changed. --force rotates all the same", err)
 	}
-	if err != nil && res.Token != "" && fault.Retryable(err) {
+	if err != nil && res.Token != "" && resumable(err) {
 		return fmt.Errorf("%w\nNothing is lost: repeat with --token %s to finish this rotation, or leave it to the next one", err, res.Token)
 	}
 	if err != nil {
@@ -61,12 +60,16 @@ func (e *env) printPhase(pr rotators.Progress) {
 }
 
 // dryRun prints every check, and fails if one does.
-func (c *rotateCmd) dryRun(e *env, r ref.Ref) error {
+func (c *rotateCmd) dryRun(e *env) error {
 	ctx, p, done, err := e.open(c.Timeout, nil, func(o *rotators.Options) { o.Force = c.Force })
 	if err != nil {
 		return err
 	}
 	defer done()
+	r, err := p.cfg.find(c.Ref)
+	if err != nil {
+		return err
+	}
 	runner, err := p.runner(ctx, r)
 	if err != nil {
 		return err
@@ -85,6 +88,16 @@ func (c *rotateCmd) dryRun(e *env, r ref.Ref) error {
 	}
 	_, _ = fmt.Fprintln(e.stdout, "a rotation should work; nothing was changed")
 	return nil
+}
+
+// resumable reports whether the same command may finish what err ended.
+func resumable(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.Unavailable, fault.Denied, fault.Unknown:
+		return true
+	case fault.NotFound, fault.Conflict, fault.Invalid:
+	}
+	return false
 }
 
 func orDash(s string) string {

@@ -183,6 +183,8 @@ func printRows(w io.Writer, rows []statusOut) error {
 			state = row.Superseded
 		case row.Retires.IsZero():
 			state = "in use, gate: " + row.Gate
+		case time.Until(row.Retires) <= 0:
+			state = "in use, gate: " + row.Gate + ", asked now"
 		default:
 			state = "in use, gate: " + row.Gate + ", asked in " + until(row.Retires)
 		}
@@ -221,7 +223,7 @@ func age(t time.Time) string {
 func selectRefs(cfg *config, names []string) ([]ref.Ref, error) {
 	var refs []ref.Ref
 	for _, s := range names {
-		r, err := ref.Parse(s)
+		r, err := cfg.find(s)
 		if err != nil {
 			return nil, err
 		}

@@ -65,9 +65,8 @@ func mustLock(t *testing.T, f func(context.Context, string) (context.Context, fu
 func stored(t *testing.T, p *process, name string) (*entry, uint64) {
 	t.Helper()
 	s := seat{locks: p.Locks, key: entryKey(name), name: name}
-	if err := s.read(bounded(t), "test"); err != nil {
-		t.Fatal(err)
-	}
+	// A server that has just come back may not answer yet.
+	testenv.Eventually(t, patience, "the entry to be read", func() bool { return s.read(bounded(t), "test") == nil })
 	return s.entry, s.revision
 }
 
