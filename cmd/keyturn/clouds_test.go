@@ -123,15 +123,24 @@ func TestCommandsOnEveryStore(t *testing.T) {
 					t.Errorf("%d keys are alive; want %d", got, want)
 				}
 			}
-			do(0, "a rotation should work", "rotate", "--dry-run", r)
+			do(0, "a rotation should work", "rotate", "--dry-run", "llm")
+			stdin := "a first value"
+			if code, out, errs := command(t.Context(), stdin, "-c", conf, "create", pl.ref+"made"); code != 0 || !strings.Contains(out, "created "+pl.ref+"made") {
+				t.Errorf("create: exit %d, %q, %q", code, out, errs)
+			}
+			if code, _, errs := command(t.Context(), stdin, "-c", conf, "create", pl.ref+"made"); code != 1 || errs == "" || strings.Contains(errs, stdin) {
+				t.Errorf("create again: exit %d, %q", code, errs)
+			}
 			do(0, "rotated "+r, "rotate", r)
 			alive(2)
 			do(0, "gate: manual", "status")
 			do(1, "manual: keyturn retire has not been given", "rotate", r)
 			do(1, "is not retired", "destroy", r)
 			do(0, "sound", "doctor")
+			do(1, "is not the superseded version", "destroy", r, "--id", "nope")
+			do(1, "no rollback", "rollback", "--undo", r)
 			do(0, "rolled "+r+" back", "rollback", r)
-			do(0, "was rolled back already", "rollback", r)
+			do(0, "that was done already", "rollback", r)
 			do(0, "the target was seen to refuse it", "retire", r)
 			alive(1)
 			do(0, "retired", "status")

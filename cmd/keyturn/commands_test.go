@@ -73,6 +73,36 @@ func TestNormalize(t *testing.T) {
 	}
 }
 
+// Each provider's notice is read by its own decoder.
+func TestNormalizeFrom(t *testing.T) {
+	for from, c := range map[string]struct{ body, want string }{
+		"eventgrid": {`[{"id":"00eccf70-95a7-4e7c-8299-2eb17ee9ad64","topic":"/subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/sample-kv","subject":"newsecret","eventType":"Microsoft.KeyVault.SecretNewVersionCreated","eventTime":"2026-07-25T01:08:33.1036736Z","data":{"Id":"https://sample-kv.vault.azure.net/secrets/newsecret/ee059b2bb5bc48398a53b168c6cdcb10","VaultName":"sample-kv","ObjectType":"Secret","ObjectName":"newsecret","Version":"ee059b2bb5bc48398a53b168c6cdcb10"},"dataVersion":"1","metadataVersion":"1"}]`, "azure://sample-kv/newsecret"},
+		"pubsub":    {`{"message":{"attributes":{"dataFormat":"JSON_API_V1","eventType":"SECRET_ROTATE","secretId":"projects/82150720798/secrets/s","timestamp":"2026-10-02T06:11:21.055625-07:00"},"data":"e30=","messageId":"1"},"subscription":"projects/p/subscriptions/s"}`, "rotation.requested"},
+	} {
+		code, out, errs := command(t.Context(), c.body, "normalize", "--from", from)
+		if code != 0 || !strings.Contains(out, c.want) {
+			t.Errorf("%s: exit %d, %q, %q; want %q", from, code, out, errs, c.want)
+		}
+	}
+}
+
+// A secret is found by the end of its ref too, if that is the end of one only.
+func TestFind(t *testing.T) {
+	c, err := loadConfig(writeFile(t, "c.yaml", goodConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"nats://keyturn/acme/db": "nats://keyturn/acme/db", "acme/db": "nats://keyturn/acme/db", "key": "nats://keyturn/acme/key",
+		"aws://1/eu/x": "aws://1/eu/x", "": "", "cme/db": "", "acme": "",
+	} {
+		r, err := c.find(text)
+		if r.String() != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %s, %v; want %q", text, r, err, want)
+		}
+	}
+}
+
 func writeFile(t *testing.T, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -138,7 +168,7 @@ nats: {url: "nats://127.0.0.1:4222"}
 store: {key_file: seal.key}
 secrets:
   - {ref: "nats://keyturn/acme/db", tenant: acme, rotator: postgres-single, schedule: "@every 24h"}
-  - {ref: "nats://keyturn/acme/key", rotator: apikey, schedule: "0 3 * * *", time_zone: Europe/Berlin}
+  - {ref: "nats://keyturn/acme/key", rotator: apikey, apikey: {preset: openai}, schedule: "0 3 * * *", time_zone: Europe/Berlin}
 `
 
 func TestConfig(t *testing.T) {
@@ -184,9 +214,12 @@ func TestBadConfig(t *testing.T) {
 		"gate too slow":     {replace(`"@every 24h"`, `"@every 24h", gate: {after: 24h}`), "rotate less often"},
 		"cron gate":         {replace("Europe/Berlin", "Europe/Berlin, gate: {after: 30h}"), "rotate less often"},
 		"bad gate":          {replace(`"@every 24h"`, `"@every 24h", gate: {adopted: true, max: 1h, at_limit: panic}`), "retire or hold"},
-		"bad password":      {replace(`"@every 24h"`, `"@every 24h", password: {password_length: 2}`), "length 2"},
+		"bad password":      {replace(`"@every 24h"`, `"@every 24h", password: {password_length: 4}`), "expected 8 or more"},
 		"adopted for ever":  {replace(`"@every 24h"`, `"@every 24h", gate: {adopted: true}`), "set max"},
 		"jitter too long":   {replace(`"@every 24h"`, `"@every 24h", jitter: 24h`), "shorten jitter"},
+		"no apikey section": {replace("apikey: {preset: openai}, ", ""), "section apikey is missing"},
+		"cron out of range": {replace("0 3 * * *", "61 3 * * *"), "61 3"},
+		"unknown word":      {replace("0 3 * * *", "@hourli"), "@hourli"},
 		"negative jitter":   {replace(`"@every 24h"`, `"@every 24h", jitter: -1s`), "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
