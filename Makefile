@@ -30,6 +30,11 @@ test-vault: ## the Vault store on a real Vault; the first time builds it, for so
 	@scripts/deps.sh go
 	@scripts/test-vault.sh
 
+.PHONY: soak
+soak: ## the crash suites on PostgreSQL in full: every mode, every store
+	@scripts/deps.sh go postgresql
+	KEYTURN_SOAK=1 REQUIRE_INTEGRATION=1 $(GO) test -count=1 -timeout 90m -run 'Crash|TestSuite' ./rotators/postgres ./integration
+
 .PHONY: race
 race: ## the concurrent packages under the race detector
 	@scripts/deps.sh go postgresql

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -160,16 +161,18 @@ func TestCrashMatrix(t *testing.T) {
 	}
 	for _, be := range backends {
 		for _, alternating := range []bool{false, true} {
+			// PostgreSQL takes its time. The rotators' own crash suite runs on
+			// memstore, and what the single user adds is seen on one store.
+			if os.Getenv(crashtest.SoakEnv) == "" && (be.name == "memstore" || be.name == "awssm" && !alternating) {
+				continue
+			}
 			name, tr := "postgres-single", rotatortest.Traits{KillsCurrent: true}
 			if alternating {
 				name, tr = "postgres-alternating", rotatortest.Traits{CurrentSurvivesSet: true}
 			}
 			t.Run(be.name+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
-					if strings.Contains(t.Name(), "/"+crashtest.Glitch.String()+"/") {
-						return // a scenario without a call ends the mode
-					}
+				crashtest.RunModes(t, crashtest.Modes(true), func(t *testing.T, in *crashtest.Injector) {
 					(&victim{t: t, be: be.backend, target: db.newTarget(t, alternating), tr: tr, bus: bus, js: js}).survives(in)
 				})
 			})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"sync"
 	"testing"
 )
@@ -109,8 +110,27 @@ func (in *Injector) Calls() int {
 // were failed, prints the number, and fails t if there was none.
 func Run(t *testing.T, scenario func(t *testing.T, in *Injector)) int {
 	t.Helper()
+	return RunModes(t, []Mode{Die, Glitch}, scenario)
+}
+
+// SoakEnv is the variable of the environment that asks for every mode where a
+// test would else be content with [Die], since each of its calls takes long.
+const SoakEnv = "KEYTURN_SOAK"
+
+// Modes returns both modes, or for what is slow Die alone unless the
+// environment asks for more.
+func Modes(slow bool) []Mode {
+	if slow && os.Getenv(SoakEnv) == "" {
+		return []Mode{Die}
+	}
+	return []Mode{Die, Glitch}
+}
+
+// RunModes is Run in some of the modes.
+func RunModes(t *testing.T, modes []Mode, scenario func(t *testing.T, in *Injector)) int {
+	t.Helper()
 	points := 0
-	for _, mode := range []Mode{Die, Glitch} {
+	for _, mode := range modes {
 		for _, after := range []bool{false, true} {
 			when := "before"
 			if after {

@@ -94,8 +94,8 @@ var strategies = map[string]struct {
 	alternate bool
 	traits    rotatortest.Traits
 }{
-	"single":      {false, rotatortest.Traits{KillsCurrent: true}},
-	"alternating": {true, rotatortest.Traits{CurrentSurvivesSet: true}},
+	"single":      {false, rotatortest.Traits{KillsCurrent: true, Slow: true}},
+	"alternating": {true, rotatortest.Traits{CurrentSurvivesSet: true, Slow: true}},
 }
 
 func TestSuite(t *testing.T) {

@@ -19,7 +19,7 @@ func crashAbilities(t *testing.T, newTarget NewTarget, tr Traits, newStore NewSt
 	points := 0
 	run := func(name string, f func(*world, *crashtest.Injector)) {
 		t.Run(name, func(t *testing.T) {
-			points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+			points += crashtest.RunModes(t, crashtest.Modes(tr.Slow), func(t *testing.T, in *crashtest.Injector) {
 				w := prepared(t, newTarget, tr, newStore)
 				f(w, in)
 				var canaries []string

@@ -38,7 +38,7 @@ func Crash(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) int 
 			}
 			calm.settled()
 			want := calm.target.Live(t)
-			points += crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+			points += crashtest.RunModes(t, crashtest.Modes(tr.Slow), func(t *testing.T, in *crashtest.Injector) {
 				w := prepared(t, newTarget, tr, newStore)
 				survive(w, in, c.first, c.second, want)
 			})

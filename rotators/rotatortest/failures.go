@@ -16,7 +16,7 @@ import (
 // connectionLost fails each outward call of set alone, before and after its
 // effect: set again succeeds, by the same process or another.
 func connectionLost(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) {
-	crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+	crashtest.RunModes(t, crashtest.Modes(tr.Slow), func(t *testing.T, in *crashtest.Injector) {
 		w := newWorld(t, newTarget, tr, newStore)
 		w.step(w.process(nil), token, "createSecret")
 		p := process{rotator: w.target.Rotator(t, in)}
@@ -135,7 +135,7 @@ func contended(err error) bool {
 // noLeak fails every outward call of a rotation and looks for the secret
 // values in everything that comes out: errors, logs, events, results, changes.
 func noLeak(t *testing.T, newTarget NewTarget, tr Traits, newStore NewStore) {
-	crashtest.Run(t, func(t *testing.T, in *crashtest.Injector) {
+	crashtest.RunModes(t, crashtest.Modes(tr.Slow), func(t *testing.T, in *crashtest.Injector) {
 		w := prepared(t, newTarget, tr, newStore)
 		var canaries []string
 		note := func() {

@@ -63,6 +63,9 @@ type Traits struct {
 	// Issues: the target makes the credential, in create, so that it signs in
 	// before set. Without it create makes no outward call.
 	Issues bool
+	// Slow: each call takes tens of milliseconds. All but the plainest crash
+	// cases then fail calls in one mode, unless crashtest.SoakEnv is set.
+	Slow bool
 }
 
 // NewTarget makes a target with a credential of its own. It is called for
