@@ -112,8 +112,8 @@ func TestCrash(t *testing.T) {
 	needServer(t)
 	for name, s := range strategies {
 		t.Run(name, func(t *testing.T) {
-			if n := rotatortest.Crash(t, newTarget(s.alternate), s.traits, newStore); n < 100 {
-				t.Errorf("%d crash points; expected 100 or more", n)
+			if n := rotatortest.Crash(t, newTarget(s.alternate), s.traits, newStore); n < 40 {
+				t.Errorf("%d crash points; expected 40 or more", n)
 			}
 		})
 	}
