@@ -13,8 +13,8 @@ import (
 // parseSchedule reads the schedule of a secret. The server checks cron
 // expressions and time zones.
 func parseSchedule(text, zone string) (natsbus.Spec, error) {
-	bad := func(why string) (natsbus.Spec, error) {
-		return natsbus.Spec{}, fault.Newf(fault.Invalid, "schedule", "%q %s; expected \"@every 24h\", @daily, or a cron expression of five or six fields", text, why)
+	bad := func(why string) error {
+		return fault.Newf(fault.Invalid, "schedule", "%q %s; expected \"@every 24h\", @daily, or a cron expression of five or six fields", text, why)
 	}
 	text = strings.TrimSpace(text)
 	if text == "" {
@@ -23,17 +23,17 @@ func parseSchedule(text, zone string) (natsbus.Spec, error) {
 	if period, ok := strings.CutPrefix(text, "@every "); ok {
 		d, err := time.ParseDuration(strings.TrimSpace(period))
 		if err != nil || d < time.Second {
-			return bad("is not a period of one second or more")
+			return natsbus.Spec{}, bad("is not a period of one second or more")
 		}
 		if zone != "" {
-			return bad("has a time zone, which only cron takes")
+			return natsbus.Spec{}, bad("has a time zone, which only cron takes")
 		}
 		return natsbus.Spec{Every: d}, nil
 	}
 	// JetStream checks it too, but later, and without a word of which it was.
 	check := func(spec natsbus.Spec) (natsbus.Spec, error) {
 		if _, err := cronParser.Parse(spec.Cron); err != nil {
-			return bad("is no cron expression (" + err.Error() + ")")
+			return natsbus.Spec{}, bad("is no cron expression (" + err.Error() + ")")
 		}
 		return spec, nil
 	}
@@ -45,7 +45,7 @@ func parseSchedule(text, zone string) (natsbus.Spec, error) {
 	case len(fields) == 6:
 		return check(natsbus.Spec{Cron: strings.Join(fields, " "), TimeZone: zone})
 	}
-	return bad("is no schedule")
+	return natsbus.Spec{}, bad("is no schedule")
 }
 
 // cronParser reads what JetStream reads.

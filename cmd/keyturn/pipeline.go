@@ -231,7 +231,7 @@ func (p *pipeline) with(ctx context.Context, r ref.Ref, f func(context.Context, 
 // hold keeps everybody else from rotating r, and says so if that takes a while.
 func (p *pipeline) hold(ctx context.Context, r ref.Ref) (context.Context, func(), error) {
 	told := time.AfterFunc(2*time.Second, func() {
-		p.log.Warn("another process works on this secret, or died while it did; waiting", "secret", r.String(), "at most", holdWait)
+		p.log.WarnContext(ctx, "another process works on this secret, or died while it did; waiting", "secret", r.String(), "at most", holdWait)
 	})
 	defer told.Stop()
 	return p.sched.Hold(ctx, r, holdWait)
