@@ -30,7 +30,7 @@ func commands(runner *rotators.Runner, store secrets.Store, r ref.Ref) map[strin
 	return map[string]func(context.Context) (any, error){
 		"retire":   func(ctx context.Context) (any, error) { return runner.Retire(ctx, r, true) },
 		"restore":  func(ctx context.Context) (any, error) { return runner.Restore(ctx, r) },
-		"rollback": func(ctx context.Context) (any, error) { return runner.Rollback(ctx, r, true) },
+		"rollback": func(ctx context.Context) (any, error) { return runner.Rollback(ctx, r, false) },
 		"dry run":  func(ctx context.Context) (any, error) { return runner.DryRun(ctx, r), nil },
 		"doctor": func(ctx context.Context) (any, error) {
 			found, err := runner.Examine(ctx, r, stuckAtOnce)
@@ -91,6 +91,12 @@ func showFailures(t *testing.T, c *canaries, f *fuse, runner *rotators.Runner, s
 		res, err := runner.Rotate(t.Context(), r, "")
 		if fault.Is(err, fault.Invalid) { // a rollback to a key that is dead was given up
 			log.Record(res, err)
+			res, err = runner.Rotate(t.Context(), r, "")
+		}
+		if _, held := rotators.IsNotYet(err); held { // by the restore above
+			log.Record(res, err)
+			_, err = runner.Retire(t.Context(), r, true)
+			must(t, err)
 			res, err = runner.Rotate(t.Context(), r, "")
 		}
 		must(t, err)
