@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	alternatingRotations = 100
-	singleRotations      = 25
+	alternatingRotations = 40
+	singleRotations      = 10
 )
 
 // TestPipeline is the whole story on real servers in one process: two secrets
