@@ -3,6 +3,7 @@ package rotators
 import (
 	"context"
 
+	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/secrets"
 )
 
@@ -13,6 +14,12 @@ type Verifier interface {
 	// credential, and another error if that is not known. It connects only to
 	// where c.Current says; a v that names another target is Invalid.
 	Verify(ctx context.Context, c Change, v secrets.Value) error
+}
+
+// refusesCredential reports whether err says that the target refuses just the
+// credential that it was tried with.
+func refusesCredential(err error) bool {
+	return fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth
 }
 
 // A Restorer is a [Retirer] whose Retire can be undone at the target.

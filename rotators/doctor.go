@@ -137,7 +137,7 @@ func (x *examination) refused(ctx context.Context, v secrets.Value) (bool, error
 	switch {
 	case err == nil:
 		return false, nil
-	case fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth:
+	case refusesCredential(err):
 		return true, nil
 	}
 	return false, fmt.Errorf("sign in to the target of %s: %w", x.id, err)
@@ -218,7 +218,7 @@ func (r *Runner) discardEmpty(ctx context.Context, id ref.Ref, token string) err
 // if current works.
 func (r *Runner) rollForward(ctx context.Context, id ref.Ref, token string) error {
 	_, err := r.Rotate(ctx, id, token)
-	if !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassAuth {
+	if !refusesCredential(err) {
 		return err
 	}
 	unlock, lerr := r.locks.lock(ctx, id)
@@ -252,8 +252,7 @@ func (r *Runner) onlyCurrentWorks(ctx context.Context, id ref.Ref, token string)
 	if err := v.Verify(ctx, c, current.Value); err != nil {
 		return false
 	}
-	err = v.Verify(ctx, c, pending.Value)
-	return fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth
+	return refusesCredential(v.Verify(ctx, c, pending.Value))
 }
 
 func stamp(t time.Time) string {

@@ -34,7 +34,7 @@ func (r *Runner) phase(ctx context.Context, id ref.Ref, d *secrets.Description, 
 		pctx, cancel := context.WithTimeout(ctx, r.opts.PhaseTimeout)
 		switch p {
 		case Create:
-			err = r.create(pctx, id, token, holderID(d, secrets.Current))
+			err = r.create(pctx, id, token, d.HolderID(secrets.Current))
 		case Set:
 			err = r.withChange(pctx, id, token, r.set)
 		case Test:
@@ -107,13 +107,7 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 	if err != nil {
 		return err
 	}
-	var stored *secrets.Version
-	s, bound := r.store.(secrets.Succeeder)
-	if bound {
-		stored, err = s.PutPendingAfter(ctx, id, token, current.ID, v)
-	} else {
-		stored, err = r.store.PutPending(ctx, id, token, v)
-	}
+	stored, bound, err := r.putPending(ctx, id, token, current.ID, v)
 	switch {
 	case fault.Is(err, fault.Conflict):
 		// Another rotation was faster; for any other error v may be stored.
@@ -127,6 +121,17 @@ func (r *Runner) create(ctx context.Context, id ref.Ref, token, seen string) err
 		return nil
 	}
 	return r.checkCurrent(ctx, c, current.ID, v)
+}
+
+// putPending stores v as the pending version that is to succeed current. bound
+// reports that the store made sure of the latter.
+func (r *Runner) putPending(ctx context.Context, id ref.Ref, token, current string, v secrets.Value) (stored *secrets.Version, bound bool, err error) {
+	if s, ok := r.store.(secrets.Succeeder); ok {
+		stored, err = s.PutPendingAfter(ctx, id, token, current, v)
+		return stored, true, err
+	}
+	stored, err = r.store.PutPending(ctx, id, token, v)
+	return stored, false, err
 }
 
 // checkCurrent is for stores that are no [secrets.Succeeder]. It takes back v,
@@ -261,16 +266,9 @@ func (r *Runner) finish(ctx context.Context, id ref.Ref, token string) error {
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	previous := holderID(before, secrets.Current)
+	previous := before.HolderID(secrets.Current)
 	if before.Has(token, secrets.Current) {
-		previous = holderID(before, secrets.Previous)
+		previous = before.HolderID(secrets.Previous)
 	}
 	return r.announceFinish(ctx, id, token, v.ID, previous)
-}
-
-func holderID(d *secrets.Description, s secrets.Stage) string {
-	if h := d.Holder(s); h != nil {
-		return h.ID
-	}
-	return ""
 }

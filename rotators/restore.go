@@ -43,7 +43,7 @@ func (r *Runner) Restore(ctx context.Context, id ref.Ref) (Restoration, error) {
 		return out, fault.Newf(fault.NotFound, "restore", "%s has no superseded version; there is nothing to restore", id)
 	}
 	out.Version = previous.ID
-	if p := d.Holder(secrets.Pending); p != nil && p.ID != current.ID {
+	if p := d.Unfinished(); p != nil {
 		// It may be about to replace just this credential.
 		return out, fault.Newf(fault.Conflict, "restore", "a rotation of %s (token %s) is unfinished; let it finish, or discard it", id, p.Token)
 	}
@@ -104,7 +104,7 @@ func (r *Runner) verifyRestored(ctx context.Context, c Change, old secrets.Value
 		return nil
 	}
 	err := v.Verify(ctx, c, old)
-	refused := fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth
+	refused := refusesCredential(err)
 	if err != nil && !refused && !fault.Is(err, fault.Invalid) {
 		return fmt.Errorf("the version is enabled; whether the target honours it is not known: %w", err)
 	}

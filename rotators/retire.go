@@ -92,7 +92,7 @@ func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force b
 	if previous.Disabled {
 		return out, nil
 	}
-	if p := d.Holder(secrets.Pending); p != nil && p.ID != current.ID {
+	if d.Unfinished() != nil {
 		out.Waiting, out.Next = []string{"a rotation is unfinished"}, time.Now().Add(time.Minute)
 		return out, nil
 	}
@@ -147,20 +147,12 @@ func (r *Runner) ask(ctx context.Context, id ref.Ref, d *secrets.Description, wh
 	if previous.Held && why != byPerson {
 		return verdict{waiting: []string{"held: somebody restored it; keyturn retire lets it go"}}
 	}
-	return r.opts.Gate.ask(time.Now(), activated(current), why, func() ([]string, error) {
+	return r.opts.Gate.ask(time.Now(), current.Since(), why, func() ([]string, error) {
 		if r.opts.Adoption == nil {
 			return nil, errors.New("nobody here knows the fleet")
 		}
 		return r.opts.Adoption.Missing(ctx, id, current.ID)
 	})
-}
-
-// activated is when v became current, as far as the store tells.
-func activated(v *secrets.VersionInfo) time.Time {
-	if v.Activated.IsZero() {
-		return v.Created
-	}
-	return v.Activated
 }
 
 // mayBegin returns why a new rotation may not begin, or nil.
@@ -169,7 +161,7 @@ func (r *Runner) mayBegin(ctx context.Context, id ref.Ref, d *secrets.Descriptio
 	if r.opts.Force || current == nil || d.Holder(secrets.Pending) != nil && !d.Opened {
 		return nil
 	}
-	if since := activated(current); r.opts.MinAge > 0 && time.Since(since) < r.opts.MinAge {
+	if since := current.Since(); r.opts.MinAge > 0 && time.Since(since) < r.opts.MinAge {
 		until := since.Add(r.opts.MinAge)
 		return notYet("rotate", id, []string{fmt.Sprintf("minimum age: until %s", until.UTC().Format(time.RFC3339))}, until)
 	}
@@ -318,7 +310,7 @@ func (r *Runner) proveDead(ctx context.Context, v Verifier, c Change, old secret
 	switch {
 	case err == nil:
 		return false, fault.Newf(fault.Unavailable, "retire", "the superseded credential still signs in; look at the target, or repeat with --force to disable its version only")
-	case fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassAuth:
+	case refusesCredential(err):
 		return true, nil
 	case fault.Is(err, fault.Invalid):
 		return false, nil

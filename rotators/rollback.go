@@ -84,21 +84,7 @@ func (r *Runner) Rollback(ctx context.Context, id ref.Ref, undo bool) (Result, e
 	started := r.event(events.RotationStarted, id, res.Token)
 	started.Data.Reason = "rollback"
 	r.announce(ctx, started)
-	for _, p := range []Phase{Set, Test, Finish} {
-		if err := r.phase(ctx, id, d, res.Token, p); err != nil {
-			err = r.giveUpRollback(ctx, id, res.Token, p, err)
-			r.announceFailure(ctx, id, res.Token, p, err)
-			return res, err
-		}
-	}
-	d, err = r.store.Describe(ctx, id)
-	if err != nil {
-		return res, fmt.Errorf("describe %s: %w", id, err)
-	}
-	if h := d.Holder(secrets.Current); h != nil {
-		res.Version, res.Previous = h.ID, holderID(d, secrets.Previous)
-	}
-	return res, nil
+	return r.runPhases(ctx, d, res, Set, Test, Finish)
 }
 
 // stagePrevious journals the previous credential as pending.
@@ -114,12 +100,7 @@ func (r *Runner) stagePrevious(ctx context.Context, id ref.Ref, token, currentID
 		}
 		return err
 	}
-	if s, ok := r.store.(secrets.Succeeder); ok {
-		_, err = s.PutPendingAfter(ctx, id, token, currentID, old.Value)
-	} else {
-		_, err = r.store.PutPending(ctx, id, token, old.Value)
-	}
-	if err != nil {
+	if _, _, err := r.putPending(ctx, id, token, currentID, old.Value); err != nil {
 		return fmt.Errorf("store pending: %w", err)
 	}
 	return nil

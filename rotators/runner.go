@@ -164,14 +164,14 @@ func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error
 				return err
 			}
 		}
-		return r.announceFinish(ctx, id, token, d.Holder(secrets.Current).ID, holderID(d, secrets.Previous))
+		return r.announceFinish(ctx, id, token, d.Holder(secrets.Current).ID, d.HolderID(secrets.Previous))
 	}
 	if d.Opened {
 		if !d.Known(token) {
 			return fault.Newf(fault.Invalid, "rotate", "version %s has no stage for rotation of %s; start a rotation instead of calling the step by hand", token, id)
 		}
 		if !d.Has(token, secrets.Pending) {
-			return fault.Newf(fault.Invalid, "rotate", "version %s is not pending for rotation of %s; found pending on %q", token, id, holderID(d, secrets.Pending))
+			return fault.Newf(fault.Invalid, "rotate", "version %s is not pending for rotation of %s; found pending on %q", token, id, d.HolderID(secrets.Pending))
 		}
 	}
 	if perr != nil {
@@ -211,7 +211,7 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 		return res, fmt.Errorf("describe %s: %w", id, err)
 	}
 	if d.Has(token, secrets.Current) {
-		res.Version, res.Previous = d.Holder(secrets.Current).ID, holderID(d, secrets.Previous)
+		res.Version, res.Previous = d.Holder(secrets.Current).ID, d.HolderID(secrets.Previous)
 		if err := r.cleanUp(ctx, id, d, token); err != nil {
 			return res, err
 		}
@@ -233,24 +233,29 @@ func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, 
 			return res, err
 		}
 	}
-	token = res.Token
+	r.announce(ctx, r.event(events.RotationStarted, id, res.Token))
+	return r.runPhases(ctx, d, res, Phases()...)
+}
 
-	r.announce(ctx, r.event(events.RotationStarted, id, token))
-	for _, p := range Phases() {
-		if err := r.phase(ctx, id, d, token, p); err != nil {
-			if isRollback(id, token, holderID(d, secrets.Current)) {
-				err = r.giveUpRollback(ctx, id, token, p, err)
+// runPhases runs phases of the rotation that res names, and tells in it what
+// holds then. d is the secret as it was when the rotation was decided on. The
+// caller holds the secret's lock.
+func (r *Runner) runPhases(ctx context.Context, d *secrets.Description, res Result, phases ...Phase) (Result, error) {
+	for _, p := range phases {
+		if err := r.phase(ctx, res.Ref, d, res.Token, p); err != nil {
+			if isRollback(res.Ref, res.Token, d.HolderID(secrets.Current)) {
+				err = r.giveUpRollback(ctx, res.Ref, res.Token, p, err)
 			}
-			r.announceFailure(ctx, id, token, p, err)
+			r.announceFailure(ctx, res.Ref, res.Token, p, err)
 			return res, err
 		}
 	}
-	d, err = r.store.Describe(ctx, id)
+	d, err := r.store.Describe(ctx, res.Ref)
 	if err != nil {
-		return res, fmt.Errorf("describe %s: %w", id, err)
+		return res, fmt.Errorf("describe %s: %w", res.Ref, err)
 	}
 	if h := d.Holder(secrets.Current); h != nil {
-		res.Version, res.Previous = h.ID, holderID(d, secrets.Previous)
+		res.Version, res.Previous = h.ID, d.HolderID(secrets.Previous)
 	}
 	return res, nil
 }

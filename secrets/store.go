@@ -200,6 +200,34 @@ func (d *Description) Holder(stage Stage) *VersionInfo {
 	return nil
 }
 
+// HolderID returns the id of the version that holds stage, or "".
+func (d *Description) HolderID(stage Stage) string {
+	if h := d.Holder(stage); h != nil {
+		return h.ID
+	}
+	return ""
+}
+
+// Unfinished returns the version that a rotation which is half-way has
+// pending, or nil. A service may leave the pending label on the version that
+// it promoted, which is no such version.
+func (d *Description) Unfinished() *VersionInfo {
+	p, c := d.Holder(Pending), d.Holder(Current)
+	if p == nil || c != nil && p.ID == c.ID {
+		return nil
+	}
+	return p
+}
+
+// Since is when v became current, as far as the store tells: for one that does
+// not, when it was made.
+func (v *VersionInfo) Since() time.Time {
+	if v.Activated.IsZero() {
+		return v.Created
+	}
+	return v.Activated
+}
+
 // Has reports whether the version written under token holds stage.
 func (d *Description) Has(token string, stage Stage) bool {
 	h := d.Holder(stage)
