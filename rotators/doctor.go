@@ -56,7 +56,7 @@ type Finding struct {
 // version that is younger than stuck is a rotation under way, not a problem.
 // What is found may be gone a moment later; a Fix decides again by itself.
 func (r *Runner) Examine(ctx context.Context, id ref.Ref, stuck time.Duration) ([]Finding, error) {
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func (r *Runner) rollForward(ctx context.Context, id ref.Ref, token string) erro
 	if !refusesCredential(err) {
 		return err
 	}
-	unlock, lerr := r.locks.lock(ctx, id)
+	unlock, lerr := r.lock(ctx, id)
 	if lerr != nil {
 		return errors.Join(err, lerr)
 	}
@@ -303,7 +303,7 @@ func (x *examination) orphans(ctx context.Context, currentRefused bool) error {
 // removeOrphans looks at the versions once more, since a rotation may have
 // stored what was an orphan when it was found.
 func (r *Runner) removeOrphans(ctx context.Context, f OrphanFinder, c Change) error {
-	unlock, err := r.locks.lock(ctx, c.Ref)
+	unlock, err := r.lock(ctx, c.Ref)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ type Restoration struct {
 // use. It may be repeated, and changes nothing where nothing was retired.
 func (r *Runner) Restore(ctx context.Context, id ref.Ref) (Restoration, error) {
 	out := Restoration{Ref: id}
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return out, err
 	}
@@ -127,7 +127,7 @@ func (r *Runner) Destroy(ctx context.Context, id ref.Ref, version string) error 
 	if !ok {
 		return fault.Newf(fault.Invalid, "destroy", "the store of %s cannot destroy a version", id)
 	}
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return err
 	}

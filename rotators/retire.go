@@ -75,7 +75,7 @@ func (r *Runner) Retire(ctx context.Context, id ref.Ref, force bool) (Retirement
 
 func (r *Runner) retireBy(ctx context.Context, id ref.Ref, why occasion, force bool) (Retirement, error) {
 	out := Retirement{Ref: id}
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return out, err
 	}

@@ -41,7 +41,7 @@ func isRollback(id ref.Ref, token, from string) bool {
 // that revoked it for good, nothing changes and the error is Invalid.
 func (r *Runner) Rollback(ctx context.Context, id ref.Ref, undo bool) (Result, error) {
 	res := Result{Ref: id}
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return res, err
 	}

@@ -70,12 +70,12 @@ type Runner struct {
 	store   secrets.Store
 	rotator Rotator
 	opts    Options
-	locks   keyedLocks
+	locks   *secrets.Locks
 }
 
 // NewRunner returns a Runner. opts may be nil.
 func NewRunner(store secrets.Store, rotator Rotator, opts *Options) *Runner {
-	r := &Runner{store: store, rotator: rotator}
+	r := &Runner{store: store, rotator: rotator, locks: secrets.NewLocks()}
 	if opts != nil {
 		r.opts = *opts
 	}
@@ -139,7 +139,7 @@ func uuid(b [16]byte, version byte) string {
 // and changes nothing, and finish announces once more, in case the first
 // announcement was lost. step is checked last, as the samples of AWS do.
 func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error {
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (r *Runner) Step(ctx context.Context, id ref.Ref, token, step string) error
 // already is announced once more and is success, so a caller that repeats
 // itself with the same token after a crash never rotates twice.
 func (r *Runner) Rotate(ctx context.Context, id ref.Ref, token string) (Result, error) {
-	unlock, err := r.locks.lock(ctx, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return Result{}, err
 	}

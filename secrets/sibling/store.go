@@ -50,7 +50,7 @@ type Store struct {
 
 // New returns a Store over d. opts may be nil.
 func New(d Driver, opts *Options) *Store {
-	s := &Store{d: d, lock: newLocal(), log: slog.Default()}
+	s := &Store{d: d, lock: secrets.NewLocks(), log: slog.Default()}
 	if opts != nil && opts.Locker != nil {
 		s.lock = opts.Locker
 	}

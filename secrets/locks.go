@@ -1,17 +1,15 @@
-package sibling
+package secrets
 
 import (
 	"context"
 	"sync"
 
 	"github.com/keyturn/keyturn/fault"
-	"github.com/keyturn/keyturn/secrets"
 )
 
-// local is the [secrets.Locker] of a Store that was given none: it keeps the
-// callers of one process apart, so that they do not fight by compare-and-swap
-// what a lock in memory settles. It keeps no other process out.
-type local struct {
+// Locks is the [Locker] of one process: it keeps that process's own callers
+// apart, and no other process out. Make one with [NewLocks].
+type Locks struct {
 	mu   sync.Mutex
 	held map[string]*holder
 }
@@ -22,13 +20,14 @@ type holder struct {
 	users int           // who has it or waits for it
 }
 
-var _ secrets.Locker = (*local)(nil)
+var _ Locker = (*Locks)(nil)
 
-func newLocal() *local { return &local{held: map[string]*holder{}} }
+// NewLocks returns Locks of which none is held.
+func NewLocks() *Locks { return &Locks{held: map[string]*holder{}} }
 
-// Lock implements [secrets.Locker]. The lock is never lost, so the context is
+// Lock implements [Locker]. The lock is never lost, so the context is
 // the caller's own.
-func (l *local) Lock(ctx context.Context, name string) (context.Context, func(), error) {
+func (l *Locks) Lock(ctx context.Context, name string) (context.Context, func(), error) {
 	l.mu.Lock()
 	h := l.held[name]
 	if h == nil {
@@ -43,7 +42,7 @@ func (l *local) Lock(ctx context.Context, name string) (context.Context, func(),
 	case <-h.free:
 	case <-ctx.Done():
 		l.leave(name, h)
-		return nil, nil, fault.New(fault.Unavailable, "sibling: lock "+name, ctx.Err())
+		return nil, nil, fault.New(fault.Unavailable, "lock "+name, ctx.Err())
 	}
 	var once sync.Once
 	return ctx, func() {
@@ -55,7 +54,7 @@ func (l *local) Lock(ctx context.Context, name string) (context.Context, func(),
 }
 
 // leave forgets a name that nobody uses any more: a daemon sees many.
-func (l *local) leave(name string, h *holder) {
+func (l *Locks) leave(name string, h *holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h.users--; h.users == 0 {

@@ -1,4 +1,4 @@
-package sibling
+package secrets
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 )
 
 func TestLocalLock(t *testing.T) {
-	l := newLocal()
+	l := NewLocks()
 	held, unlock, err := l.Lock(t.Context(), "a")
 	if err != nil || held.Err() != nil {
 		t.Fatalf("lock: %v, %v", err, held.Err())
