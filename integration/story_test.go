@@ -117,7 +117,8 @@ func startDaemon(t *testing.T, name string, newPlatform func(secrets.Locker) pla
 	d.hook = startNotifierFor(t, bus, d.log, d.trig.decode)
 	_ = d.trig.notices(t) // of the secrets' creation
 	s, err := scheduler.New(bus, locks, "story", []*scheduler.Job{{
-		Ref: d.ref, Tenant: tenant, Gated: true, Runner: d.runner, Store: d.store,
+		Ref: d.ref, Tenant: tenant, Gated: true,
+		Open: func(context.Context) (scheduler.Runner, secrets.Store, error) { return d.runner, d.store, nil },
 	}}, &scheduler.Options{Logger: d.log.Logger(), SweepEvery: time.Second})
 	must(t, err)
 	_, err = s.Reconcile(t.Context(), bus)

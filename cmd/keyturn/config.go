@@ -173,11 +173,7 @@ func (c *config) find(text string) (ref.Ref, error) {
 	if len(found) == 1 {
 		return found[0], nil
 	}
-	names := make([]string, 0, len(c.Secrets))
-	for i := range c.Secrets {
-		names = append(names, c.Secrets[i].Ref)
-	}
-	return ref.Ref{}, fault.Newf(fault.Invalid, "secret", "%q is the end of %d configured secrets; expected a ref, or the end of just one of %s", text, len(found), strings.Join(names, ", "))
+	return ref.Ref{}, fault.Newf(fault.Invalid, "secret", "%q is the end of %d configured secrets; expected a ref, or the end of just one of %s", text, len(found), c.names())
 }
 
 // tenant says whose a secret is.

@@ -264,9 +264,14 @@ func (c *config) checkStore(r ref.Ref) error {
 
 // errNotConfigured is in the way of every command that needs a rotator.
 func (c *config) errNotConfigured(r ref.Ref) error {
+	return fault.Newf(fault.NotFound, "config", "%s is not configured; the configured secrets are %s", r, c.names())
+}
+
+// names lists the configured secrets, for messages.
+func (c *config) names() string {
 	names := make([]string, 0, len(c.Secrets))
 	for i := range c.Secrets {
 		names = append(names, c.Secrets[i].Ref)
 	}
-	return fault.Newf(fault.NotFound, "config", "%s is not configured; the configured secrets are %s", r, strings.Join(names, ", "))
+	return strings.Join(names, ", ")
 }

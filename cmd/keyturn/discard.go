@@ -16,15 +16,11 @@ type discardCmd struct {
 }
 
 func (c *discardCmd) Run(e *env) error {
-	ctx, p, done, err := e.open(lookLimit, nil)
+	ctx, p, r, done, err := e.openSecret(c.Ref, lookLimit, nil)
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := p.cfg.find(c.Ref)
-	if err != nil {
-		return err
-	}
 	store, err := p.stores.of(ctx, r)
 	if err != nil {
 		return err

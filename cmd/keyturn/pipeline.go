@@ -146,7 +146,14 @@ func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotato
 		}
 		return p.runners[s.ref], store, nil
 	}
-	j := &scheduler.Job{
+	if s.ref.Provider == ref.NATS {
+		// It is where the schedules are too: without it there is nothing to
+		// serve, and a wrong key is said at once.
+		if _, _, err := p.open[s.ref](ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &scheduler.Job{
 		Ref: s.ref, Tenant: s.Tenant, Spec: s.spec, Calendar: s.calendar, Jitter: s.Jitter, After: s.after,
 		Retry: scheduler.Retry{First: s.Retry.First, Longest: s.Retry.Longest, Limit: s.Retry.Limit},
 		Gated: !s.gate.IsZero(),
@@ -154,16 +161,7 @@ func (p *pipeline) job(ctx context.Context, s *secretConfig, observe func(rotato
 			runner, store, err := p.open[s.ref](ctx)
 			return runner, store, err
 		},
-	}
-	if s.ref.Provider != ref.NATS {
-		return j, nil // opened when it is needed
-	}
-	runner, store, err := p.open[s.ref](ctx)
-	if err != nil {
-		return nil, err
-	}
-	j.Runner, j.Store = runner, store
-	return j, nil
+	}, nil
 }
 
 // open opens what the configuration describes, for a command that ends by
@@ -184,6 +182,20 @@ func (e *env) open(limit time.Duration, observe func(rotators.Progress), edit ..
 		return nil, nil, nil, err
 	}
 	return ctx, p, func() { p.close(); cancel() }, nil
+}
+
+// openSecret is open for a command that is about one secret, which text names
+// as [config.find] reads it.
+func (e *env) openSecret(text string, limit time.Duration, observe func(rotators.Progress), edit ...func(*rotators.Options)) (ctx context.Context, p *pipeline, r ref.Ref, done func(), err error) {
+	ctx, p, done, err = e.open(limit, observe, edit...)
+	if err != nil {
+		return nil, nil, ref.Ref{}, nil, err
+	}
+	if r, err = p.cfg.find(text); err != nil {
+		done()
+		return nil, nil, ref.Ref{}, nil, err
+	}
+	return ctx, p, r, done, nil
 }
 
 func (p *pipeline) close() {

@@ -123,14 +123,10 @@ func (c *destroyCmd) Run(e *env) error {
 // onSecret opens the pipeline and calls f with the secret held against
 // rotations elsewhere.
 func (e *env) onSecret(text string, f func(context.Context, *pipeline, ref.Ref, *rotators.Runner) error) error {
-	ctx, p, done, err := e.open(retireLimit, nil)
+	ctx, p, r, done, err := e.openSecret(text, retireLimit, nil)
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := p.cfg.find(text)
-	if err != nil {
-		return err
-	}
 	return p.with(ctx, r, func(ctx context.Context, runner *rotators.Runner) error { return f(ctx, p, r, runner) })
 }

@@ -14,15 +14,11 @@ type rollbackCmd struct {
 }
 
 func (c *rollbackCmd) Run(e *env) error {
-	ctx, p, done, err := e.open(2*retireLimit, e.printPhase)
+	ctx, p, r, done, err := e.openSecret(c.Ref, 2*retireLimit, e.printPhase)
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := p.cfg.find(c.Ref)
-	if err != nil {
-		return err
-	}
 	var res rotators.Result
 	err = p.with(ctx, r, func(ctx context.Context, runner *rotators.Runner) (err error) {
 		res, err = runner.Rollback(ctx, r, c.Undo)

@@ -23,15 +23,11 @@ func (c *rotateCmd) Run(e *env) error {
 	if c.DryRun {
 		return c.dryRun(e)
 	}
-	ctx, p, done, err := e.open(c.Timeout, e.printPhase, func(o *rotators.Options) { o.Force = c.Force })
+	ctx, p, r, done, err := e.openSecret(c.Ref, c.Timeout, e.printPhase, func(o *rotators.Options) { o.Force = c.Force })
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := p.cfg.find(c.Ref)
-	if err != nil {
-		return err
-	}
 	res, err := p.rotate(ctx, r, c.Token)
 	if _, waits := rotators.IsNotYet(err); waits {
 		return fmt.Errorf("%w\nNothing was changed. --force rotates all the same", err)
@@ -61,15 +57,11 @@ func (e *env) printPhase(pr rotators.Progress) {
 
 // dryRun prints every check, and fails if one does.
 func (c *rotateCmd) dryRun(e *env) error {
-	ctx, p, done, err := e.open(c.Timeout, nil, func(o *rotators.Options) { o.Force = c.Force })
+	ctx, p, r, done, err := e.openSecret(c.Ref, c.Timeout, nil, func(o *rotators.Options) { o.Force = c.Force })
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := p.cfg.find(c.Ref)
-	if err != nil {
-		return err
-	}
 	runner, err := p.runner(ctx, r)
 	if err != nil {
 		return err

@@ -92,18 +92,14 @@ func (p *pipeline) status(ctx context.Context, r ref.Ref, next map[ref.Ref]time.
 		return row
 	}
 	if h := d.Holder(secrets.Current); h != nil {
-		row.Current, row.Since = h.ID, h.Activated
-		if h.Activated.IsZero() {
-			row.Since = h.Created
-		}
+		row.Current, row.Since = h.ID, h.Since()
 	}
 	if row.Next.IsZero() {
 		row.Next = d.NextRotation // the provider's own schedule
 	}
-	row.Previous, _ = holder(d, secrets.Previous)
-	row.Pending, row.Opened = holder(d, secrets.Pending)
-	if row.Pending == row.Current {
-		row.Pending = "" // a label that a service left behind
+	row.Previous = d.HolderID(secrets.Previous)
+	if h := d.Unfinished(); h != nil {
+		row.Pending, row.Opened = h.ID, h.Created
 	}
 	if runner, err := p.runner(ctx, r); err == nil && row.Previous != "" {
 		st := runner.Standing(ctx, d)
@@ -203,13 +199,6 @@ func until(t time.Time) string {
 	default:
 		return d.String()
 	}
-}
-
-func holder(d *secrets.Description, s secrets.Stage) (string, time.Time) {
-	if h := d.Holder(s); h != nil {
-		return h.ID, h.Created
-	}
-	return "", time.Time{}
 }
 
 func age(t time.Time) string {

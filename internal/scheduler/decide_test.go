@@ -68,8 +68,9 @@ func (y *year) RLock(ctx context.Context, _ string) (context.Context, func(), er
 func newYear(t *testing.T, jobs ...*scheduler.Job) *year {
 	t.Helper()
 	y := &year{T: t, now: time.Date(2027, 3, 1, 2, 0, 0, 0, time.UTC)}
-	for i := range jobs {
-		jobs[i].Runner = y
+	for _, j := range jobs {
+		_, st, _ := j.Open(t.Context())
+		j.Open = opens(y, st)
 	}
 	var err error
 	if y.s, err = scheduler.New(y, y, "own", jobs, &scheduler.Options{Now: func() time.Time { return y.now }}); err != nil {
@@ -116,7 +117,7 @@ func TestJitterWithinTheWindow(t *testing.T) {
 	}
 	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		r := id(name)
-		y := newYear(t, &scheduler.Job{Ref: r, Calendar: cal, Jitter: 6 * time.Hour, Store: kept(t, r)})
+		y := newYear(t, &scheduler.Job{Ref: r, Calendar: cal, Jitter: 6 * time.Hour, Open: opens(nil, kept(t, r))})
 		if err := y.fire(r); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +140,7 @@ func TestOrderWaitEnds(t *testing.T) {
 	if _, err := st.PutPending(t.Context(), master, "stuck", secrets.NewString("w")); err != nil {
 		t.Fatal(err)
 	}
-	y := newYear(t, &scheduler.Job{Ref: master, Store: st}, &scheduler.Job{Ref: child, After: []ref.Ref{master}, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: master, Open: opens(nil, st)}, &scheduler.Job{Ref: child, After: []ref.Ref{master}, Open: opens(nil, st)})
 	begin := y.now
 	for y.runs == 0 && y.now.Sub(begin) < 5*time.Hour {
 		_ = y.fire(child)
@@ -167,7 +168,7 @@ func TestHalfWayIsNotGivenUp(t *testing.T) {
 	if _, err := st.PutPending(t.Context(), r, "half", secrets.NewString("set at the target already")); err != nil {
 		t.Fatal(err)
 	}
-	y := newYear(t, &scheduler.Job{Ref: r, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: r, Open: opens(nil, st)})
 	y.err = fault.New(fault.Unavailable, "promote", errors.New("store away"))
 	if err := y.fire(r); err != nil {
 		t.Fatal(err)
@@ -194,7 +195,7 @@ func TestPutOffOnAWS(t *testing.T) {
 	f.Create("x", "old")
 	r := f.Ref("x")
 	st := awssm.New(f.SecretsManager(func(o *secretsmanager.Options) { o.RetryMaxAttempts = 1 }), nil)
-	y := newYear(t, &scheduler.Job{Ref: r, Store: st})
+	y := newYear(t, &scheduler.Job{Ref: r, Open: opens(nil, st)})
 	y.now = time.Now().Add(time.Second)
 	y.err = fault.New(fault.Unavailable, "set", errors.New("away"))
 	if err := y.fire(r); err != nil {

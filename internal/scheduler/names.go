@@ -29,7 +29,7 @@ func laterName(r ref.Ref) string       { return laterPrefix + r.String() }
 func (s *Scheduler) sweepName() string { return sweepPrefix + s.owner }
 func (s *Scheduler) payload() []byte   { return []byte(s.owner) }
 
-func (s *Scheduler) parseName(name string) (what, ref.Ref, error) {
+func parseName(name string) (what, ref.Ref, error) {
 	if strings.HasPrefix(name, sweepPrefix) {
 		return sweepAll, ref.Ref{}, nil
 	}

@@ -68,7 +68,7 @@ func (s *Scheduler) before(ctx context.Context, j *Job) (ref.Ref, bool) {
 		if off, err := s.bus.Scheduled(ctx, laterName(r)); err == nil && off {
 			return r, true
 		}
-		if d, err := p.describe(ctx); err == nil && unfinished(d) {
+		if d, err := p.describe(ctx); err == nil && d.Unfinished() != nil {
 			return r, true
 		}
 	}

@@ -19,7 +19,8 @@ func (s *Scheduler) sweep(ctx context.Context, j *Job) error {
 	if !j.Gated {
 		return nil
 	}
-	if err := j.open(ctx); err != nil {
+	runner, _, err := j.open(ctx)
+	if err != nil {
 		return err
 	}
 	held, unlock, err := s.Hold(ctx, j.Ref, lockWait)
@@ -27,7 +28,7 @@ func (s *Scheduler) sweep(ctx context.Context, j *Job) error {
 		return natsbus.After(orderPoll, err)
 	}
 	defer unlock()
-	got, err := j.Runner.Sweep(held, j.Ref)
+	got, err := runner.Sweep(held, j.Ref)
 	switch {
 	case err != nil:
 		return fmt.Errorf("retire what %s superseded: %w", j.Ref, err)

@@ -63,13 +63,13 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 		return s.failed(ctx, j, t, err)
 	}
 	// What was begun is finished at any time: half-way is the worst place.
-	if !unfinished(d) {
-		if s.done(d, t) {
+	if d.Unfinished() == nil {
+		if done(d, t) {
 			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
 			return nil
 		}
 		if t.Current == "" {
-			t.Current = currentID(d)
+			t.Current = d.HolderID(secrets.Current)
 		}
 		now := s.o.Now()
 		if wait := t.Requested.Sub(now); wait > time.Second {
@@ -95,26 +95,24 @@ func (s *Scheduler) rotate(ctx context.Context, j *Job, t trigger) error {
 		if err != nil {
 			return err
 		}
-		if !unfinished(d) && s.done(d, t) {
+		if d.Unfinished() == nil && done(d, t) {
 			log.InfoContext(ctx, "rotated since this was asked for; nothing to do")
 			return nil
 		}
-		_, err = j.Runner.Rotate(ctx, j.Ref, t.Token)
+		runner, _, err := j.open(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = runner.Rotate(ctx, j.Ref, t.Token)
 		return err
 	})
-}
-
-// unfinished reports whether a rotation of the secret is half-way.
-func unfinished(d *secrets.Description) bool {
-	p, c := d.Holder(secrets.Pending), d.Holder(secrets.Current)
-	return p != nil && (c == nil || p.ID != c.ID)
 }
 
 // done reports whether another trigger's rotation, which ended after this one
 // was asked for, was this one too. One of the same token is left to the
 // runner, which announces it once more. By time alone only a firing is judged
 // that nobody has looked at yet: some stores tell a later time than the true.
-func (s *Scheduler) done(d *secrets.Description, t trigger) bool {
+func done(d *secrets.Description, t trigger) bool {
 	c := d.Holder(secrets.Current)
 	switch {
 	case c == nil || c.Token != "" && c.Token == t.Token:
@@ -123,14 +121,6 @@ func (s *Scheduler) done(d *secrets.Description, t trigger) bool {
 		return c.ID != t.Current
 	}
 	return !t.Requested.IsZero() && c.Activated.After(t.Requested)
-}
-
-// currentID is the id of the current version, or "".
-func currentID(d *secrets.Description) string {
-	if c := d.Holder(secrets.Current); c != nil {
-		return c.ID
-	}
-	return ""
 }
 
 // locked calls rotate with the secret held against all other replicas, and
@@ -201,13 +191,12 @@ func (s *Scheduler) halfWay(ctx context.Context, j *Job, err error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	d, derr := j.describe(ctx)
-	return fault.Is(derr, fault.Unavailable) || derr == nil && unfinished(d)
+	return fault.Is(derr, fault.Unavailable) || derr == nil && d.Unfinished() != nil
 }
 
 // later fires the trigger again at a time, in place of one that waits for
 // later already.
 func (s *Scheduler) later(ctx context.Context, j *Job, t trigger, at time.Time) error {
-	t.Owner = s.owner
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode a trigger: %w", err)

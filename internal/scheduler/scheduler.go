@@ -42,41 +42,29 @@ type Job struct {
 	After []ref.Ref
 	Retry Retry
 	// Gated reports that a deadline retires what is superseded.
-	Gated  bool
-	Runner Runner
-	Store  secrets.Store
-	// Open gives Runner and Store where they could not be had at the start: a
-	// store that is away must not keep the others from being served. It is
-	// called until it succeeds.
+	Gated bool
+	// Open gives the secret's runner and store, the same ones each time. It is
+	// asked whenever they are needed: a store that is away at the start must
+	// not keep the others from being served.
 	Open func(ctx context.Context) (Runner, secrets.Store, error)
-
-	mu sync.Mutex // over the opening
 }
 
-// open makes sure that the job has its runner and store.
-func (j *Job) open(ctx context.Context) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.Runner != nil && j.Store != nil {
-		return nil
-	}
-	if j.Open == nil {
-		return fault.Newf(fault.Invalid, "schedule", "%s has no store", j.Ref)
-	}
+// open is Open with an error that names the secret.
+func (j *Job) open(ctx context.Context) (Runner, secrets.Store, error) {
 	r, st, err := j.Open(ctx)
 	if err != nil {
-		return fmt.Errorf("open the store of %s: %w", j.Ref, err)
+		return nil, nil, fmt.Errorf("open the store of %s: %w", j.Ref, err)
 	}
-	j.Runner, j.Store = r, st
-	return nil
+	return r, st, nil
 }
 
-// describe opens the store if need be, and asks it.
+// describe asks the secret's store.
 func (j *Job) describe(ctx context.Context) (*secrets.Description, error) {
-	if err := j.open(ctx); err != nil {
+	_, st, err := j.open(ctx)
+	if err != nil {
 		return nil, err
 	}
-	d, err := j.Store.Describe(ctx, j.Ref)
+	d, err := st.Describe(ctx, j.Ref)
 	if err != nil {
 		return nil, fmt.Errorf("describe %s: %w", j.Ref, err)
 	}
@@ -164,7 +152,6 @@ func New(bus Bus, locks Locks, owner string, jobs []*Job, opts *Options) (*Sched
 // A trigger is the payload of a firing that is not a schedule's own, which
 // has none that is read.
 type trigger struct {
-	Owner string `json:"owner,omitempty"`
 	// Token is the rotation's, "" for a new one named by the firing.
 	Token string `json:"token,omitempty"`
 	// Requested is when the rotation was asked for first.
@@ -183,7 +170,7 @@ const isTrigger = '{'
 
 // Fire is the handler for [natsbus.Bus.RunSchedules].
 func (s *Scheduler) Fire(ctx context.Context, f natsbus.Firing) error {
-	what, r, err := s.parseName(f.Name)
+	what, r, err := parseName(f.Name)
 	if err != nil {
 		return err
 	}
@@ -202,12 +189,12 @@ func (s *Scheduler) Fire(ctx context.Context, f natsbus.Firing) error {
 	if what == retireOne {
 		return s.sweep(ctx, j)
 	}
-	return s.rotate(ctx, j, s.triggerOf(j, f))
+	return s.rotate(ctx, j, triggerOf(j, f))
 }
 
 // triggerOf reads the payload of a firing. The token of a schedule's own is
 // the firing's, so that one which is delivered twice is one rotation.
-func (s *Scheduler) triggerOf(j *Job, f natsbus.Firing) trigger {
+func triggerOf(j *Job, f natsbus.Firing) trigger {
 	var t trigger
 	own := true
 	if len(f.Payload) > 0 && f.Payload[0] == isTrigger {
@@ -238,31 +225,10 @@ func Offset(r ref.Ref, jitter time.Duration) time.Duration {
 	return time.Duration(h.Sum64() % uint64(jitter)) //nolint:gosec // jitter is positive, and the rest below it
 }
 
-// Request asks for a rotation because of something that happened outside. id
-// names the occasion: asked twice it is one rotation.
-func (s *Scheduler) Request(ctx context.Context, r ref.Ref, cause, id string, when time.Time) error {
-	j := s.jobs[r]
-	if j == nil {
-		return nil
-	}
-	d, err := j.describe(ctx)
-	if err != nil {
-		return err
-	}
-	return s.request(ctx, r, cause, id, when, d)
-}
-
-func (s *Scheduler) request(ctx context.Context, r ref.Ref, cause, id string, when time.Time, d *secrets.Description) error {
-	b, err := json.Marshal(trigger{Token: rotators.TokenOf(id), Requested: when, Current: currentID(d), Cause: cause})
-	if err != nil {
-		return fmt.Errorf("encode a trigger: %w", err)
-	}
-	return s.bus.Fire(ctx, rotateName(r), id, b)
-}
-
 // Hear is the handler for events that ask for a rotation: GCP's SECRET_ROTATE
 // and Azure's SecretNearExpiry. Those of other secrets are left alone, and so
-// is a notice about a version that has been superseded since.
+// is a notice about a version that has been superseded since. An event that is
+// heard twice asks for one rotation.
 func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
 	if !slices.Contains(Wanted(), e.Type) {
 		return nil
@@ -276,11 +242,17 @@ func (s *Scheduler) Hear(ctx context.Context, e events.Event) error {
 	if err != nil {
 		return err
 	}
-	if v := e.Data.Version; v != "" && v != currentID(d) {
+	if v := e.Data.Version; v != "" && v != d.HolderID(secrets.Current) {
 		s.o.Logger.InfoContext(ctx, "a notice about a superseded version starts nothing", "secret", r.String(), "version", v)
 		return nil
 	}
-	return s.request(ctx, r, string(e.Type), e.ID, e.Time, d)
+	b, err := json.Marshal(trigger{
+		Token: rotators.TokenOf(e.ID), Requested: e.Time, Current: d.HolderID(secrets.Current), Cause: string(e.Type),
+	})
+	if err != nil {
+		return fmt.Errorf("encode a trigger: %w", err)
+	}
+	return s.bus.Fire(ctx, rotateName(r), e.ID, b)
 }
 
 // Wanted lists the events that Hear acts on.

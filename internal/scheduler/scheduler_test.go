@@ -118,7 +118,13 @@ type replica struct {
 	stop func()
 }
 
-// start starts a replica with these jobs; gate and rotator are filled in.
+// opens is the Open of a job whose store is always there.
+func opens(r scheduler.Runner, st secrets.Store) func(context.Context) (scheduler.Runner, secrets.Store, error) {
+	return func(context.Context) (scheduler.Runner, secrets.Store, error) { return r, st, nil }
+}
+
+// start starts a replica with these jobs; those that say nothing else have a
+// runner without a gate.
 func (w *world) start(opts *scheduler.Options, jobs ...*scheduler.Job) *replica {
 	w.Helper()
 	nc := w.srv.Conn(w.T)
@@ -134,11 +140,10 @@ func (w *world) start(opts *scheduler.Options, jobs ...*scheduler.Job) *replica 
 	if err != nil {
 		w.Fatal(err)
 	}
-	for i := range jobs {
-		if jobs[i].Runner == nil {
-			jobs[i].Runner = rotators.NewRunner(w.store, w.g, &rotators.Options{Publisher: bus})
+	for _, j := range jobs {
+		if j.Open == nil {
+			j.Open = opens(rotators.NewRunner(w.store, w.g, &rotators.Options{Publisher: bus}), w.store)
 		}
-		jobs[i].Store = w.store
 	}
 	s, err := scheduler.New(bus, locks, "test", jobs, opts)
 	if err != nil {
@@ -264,7 +269,7 @@ func TestTriggersCollapse(t *testing.T) {
 
 func request(t *testing.T, r *replica, name string) {
 	t.Helper()
-	if err := r.Request(t.Context(), id(name), "test", rotators.NewToken(), time.Now()); err != nil {
+	if err := r.Hear(t.Context(), events.New(events.RotationRequested, id(name), time.Now(), rotators.NewToken())); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -437,7 +442,7 @@ func TestDeadline(t *testing.T) {
 	runner := func(g rotators.Gate) scheduler.Runner {
 		return rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: g})
 	}
-	r := w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
+	r := w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Open: opens(runner(rotators.Gate{After: 3 * time.Second}), w.store)})
 	request(t, r, "one")
 	testenv.Eventually(t, limit, "a rotation", func() bool { return w.g.count("one test") == 1 })
 	deadline := func() bool {
@@ -449,7 +454,7 @@ func TestDeadline(t *testing.T) {
 		t.Error("retired before the gate opened")
 	}
 	r.stop() // and another replica comes, with the same configuration
-	w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})})
+	w.start(nil, &scheduler.Job{Ref: id("one"), Gated: true, Open: opens(runner(rotators.Gate{After: 3 * time.Second}), w.store)})
 	testenv.Eventually(t, limit, "the superseded version to be retired", func() bool {
 		d, err := w.store.Describe(t.Context(), id("one"))
 		return err == nil && d.Holder(secrets.Previous).Disabled
@@ -463,7 +468,7 @@ func TestDeadline(t *testing.T) {
 func TestSweepSetsWhatWasLost(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	gated := func(name string) *scheduler.Job {
-		return &scheduler.Job{Ref: id(name), Gated: true, Runner: rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: rotators.Gate{Min: time.Millisecond}})}
+		return &scheduler.Job{Ref: id(name), Gated: true, Open: opens(rotators.NewRunner(w.store, w.g, &rotators.Options{Gate: rotators.Gate{Min: time.Millisecond}}), w.store)}
 	}
 	for _, n := range []string{"one", "two"} { // by a process that died then
 		if _, err := rotators.NewRunner(w.store, w.g, nil).Rotate(t.Context(), id(n), ""); err != nil {
@@ -487,8 +492,8 @@ func TestClosedGate(t *testing.T) {
 		}
 	}
 	r := w.start(nil,
-		&scheduler.Job{Ref: id("one"), Gated: true, Runner: runner(rotators.Gate{After: 3 * time.Second})},
-		&scheduler.Job{Ref: id("manual"), Gated: true, Runner: runner(rotators.Gate{Manual: true})})
+		&scheduler.Job{Ref: id("one"), Gated: true, Open: opens(runner(rotators.Gate{After: 3 * time.Second}), w.store)},
+		&scheduler.Job{Ref: id("manual"), Gated: true, Open: opens(runner(rotators.Gate{Manual: true}), w.store)})
 	request(t, r, "one")
 	request(t, r, "manual")
 	testenv.Eventually(t, limit, "the rotation once the gate opened", func() bool { return w.g.count("one test") == 2 })

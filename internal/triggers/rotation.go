@@ -108,10 +108,7 @@ func (t *Rotation) tooYoung(ctx context.Context, e events.Event, token string) (
 	if v := e.Data.Version; v != "" && v != current.ID {
 		return "the notice is about version " + v + ", and " + current.ID + " is current", nil
 	}
-	since := current.Activated
-	if since.IsZero() {
-		since = current.Created
-	}
+	since := current.Since()
 	if age := time.Since(since); !since.IsZero() && age < t.env.MinAge {
 		return fmt.Sprintf("version %s is %s old, and KEYTURN_MIN_AGE is %s; let a schedule rotate it", current.ID, age.Round(time.Second), t.env.MinAge), nil
 	}
