@@ -67,7 +67,8 @@ func Total(t *testing.T, notices map[string][]byte, decode Decode, kinds ...faul
 	slices.Sort(names)
 	odd := []string{
 		`null`, `7`, `-1e300`, `""`, `"x"`, `[]`, `{}`, `true`, `[[{}]]`, `"\u0000\ud800"`, `{"a":{"name":"x"}}`, `["a",7]`,
-		`"projects/1/secrets/s"`, `"https://a.b.c/secrets/"`, `"AAAA"`, `"` + strings.Repeat("y", 5000) + `"`,
+		`"projects/1/secrets/s"`, `"https://a.b.c/secrets/"`, `"AAAA"`,
+		`{"a":{"arn":"x"}}`, `["AWSCURRENT",7]`, `"arn:aws:secretsmanager:r:a:secret:"`, `"` + strings.Repeat("y", 5000) + `"`,
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		var v any
@@ -117,7 +118,7 @@ func spoil(rt *rapid.T, v any, odd []string, depth int) any {
 
 // NeverEchoes plants a canary as, and beside, every member of every notice,
 // and fails t if it comes out in an event or an error. Members that identity
-// names are read as names: there the canary is planted in forms that are none.
+// names, and those of their lists, are read as names: there the canary is planted in forms that are none.
 func NeverEchoes(t *testing.T, notices map[string][]byte, decode Decode, identity func(key string) bool, atLeast int) {
 	canary := leaktest.Canary()
 	var rec leaktest.Recorder
@@ -135,19 +136,23 @@ func NeverEchoes(t *testing.T, notices map[string][]byte, decode Decode, identit
 		if json.Unmarshal(body, &top) != nil {
 			look([]byte(canary + string(body)))
 			look([]byte(string(body) + canary))
+			look([]byte(`"` + canary))
 			continue
 		}
 		for _, path := range paths(top, nil) {
-			if key, _ := path[len(path)-1].(string); identity(key) {
-				for _, wrap := range []string{"%s with spaces", "projects/1/secrets/%s z", "https://v.vault.azure.net/secrets/%s z", "\x00%s", "%s?"} {
+			named := identity(keyOf(path))
+			if named {
+				for _, wrap := range []string{"%s with spaces", "projects/1/secrets/%s z", "https://v.vault.azure.net/secrets/%s z", "arn:aws:secretsmanager:x:y:secret:%s z", "\x00%s", "%s?"} {
 					look(planted(t, body, path, fmt.Sprintf(wrap, canary)))
 				}
 			} else {
 				look(planted(t, body, path, canary))
 			}
-			look(planted(t, body, path, map[string]any{canary: canary, "value": canary}))
-			look(planted(t, body, path, []any{canary}))
-			for _, key := range []string{"value", canary} {
+			look(planted(t, body, path, map[string]any{canary: canary, "value": canary, "secretString": canary, "SecretString": canary}))
+			if !named || !isList(top, path) { // a list of names stays one
+				look(planted(t, body, path, []any{canary}))
+			}
+			for _, key := range []string{"value", "secretString", canary} {
 				look(planted(t, body, append(slices.Clone(path[:len(path)-1]), key), canary))
 			}
 		}
@@ -157,6 +162,31 @@ func NeverEchoes(t *testing.T, notices map[string][]byte, decode Decode, identit
 		t.Errorf("only %d notices were tried", plants)
 	}
 	t.Logf("canary planted in %d notices", plants)
+}
+
+// keyOf is the key of the member that path leads to, or of the list that it is
+// in.
+func keyOf(path []any) string {
+	for _, step := range slices.Backward(path) {
+		if key, ok := step.(string); ok {
+			return key
+		}
+	}
+	return ""
+}
+
+// isList reports whether path leads to a list.
+func isList(v any, path []any) bool {
+	for _, step := range path {
+		switch in := v.(type) {
+		case map[string]any:
+			v = in[step.(string)]
+		case []any:
+			v = in[step.(int)]
+		}
+	}
+	_, is := v.([]any)
+	return is
 }
 
 // paths lists the way to every member of v, by keys and indexes.
