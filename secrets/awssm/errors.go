@@ -2,8 +2,6 @@ package awssm
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -112,7 +110,7 @@ func classify(ctx context.Context, op, what string, err error) error {
 		e.Err = &answer{api.ErrorCode(), text + advice(api.ErrorCode(), e.Kind, e.Class)}
 	case ctx.Err() != nil:
 		e.Kind, e.Class, e.Err = fault.Unavailable, fault.ClassTimeout, ctx.Err()
-	case untrusted(err):
+	case fault.Untrusted(err):
 		e.Kind, e.Class, e.Msg = fault.Denied, fault.ClassTLS, e.Msg+": the endpoint's certificate is not trusted, or it does not speak TLS"
 		if isSent {
 			e.Err = sent.Err
@@ -129,7 +127,7 @@ func classify(ctx context.Context, op, what string, err error) error {
 		e.Kind = fault.Unavailable
 		e.Msg += fmt.Sprintf(": the answer (HTTP status %d) could not be read; is the endpoint Secrets Manager?", code)
 	default:
-		e.Msg += fmt.Sprintf(": the AWS client failed (%T)", root(err))
+		e.Msg += fmt.Sprintf(": the AWS client failed (%T)", fault.Root(err))
 	}
 	return e
 }
@@ -143,25 +141,4 @@ func (a *answer) Error() string { return a.text }
 func isCode(err error, code string) bool {
 	var a *answer
 	return errors.As(err, &a) && a.code == code
-}
-
-func untrusted(err error) bool {
-	var verification *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
-	var hostname x509.HostnameError
-	var invalid x509.CertificateInvalidError
-	var record tls.RecordHeaderError
-	return errors.As(err, &verification) || errors.As(err, &authority) || errors.As(err, &hostname) ||
-		errors.As(err, &invalid) || errors.As(err, &record)
-}
-
-// root is the innermost of a chain of errors.
-func root(err error) error {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err
-		}
-		err = inner
-	}
 }

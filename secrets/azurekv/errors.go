@@ -2,8 +2,6 @@ package azurekv
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,7 +96,7 @@ func classify(ctx context.Context, op, what string, err error) error {
 		if errors.As(err, &network) || ctx.Err() != nil {
 			e.Kind, e.Class = fault.Unavailable, fault.ClassNetwork
 		}
-		e.Msg += fmt.Sprintf(": the Azure credential gave no token (%T); sign in, give this machine an identity, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and its secret or certificate", root(token.err))
+		e.Msg += fmt.Sprintf(": the Azure credential gave no token (%T); sign in, give this machine an identity, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and its secret or certificate", fault.Root(token.err))
 		e.Err = ctx.Err()
 	case errors.As(err, &api):
 		a := explain(api)
@@ -108,7 +106,7 @@ func classify(ctx context.Context, op, what string, err error) error {
 		e.Class, e.Err = fault.ClassTimeout, ctx.Err()
 	case errors.As(err, &refused):
 		e.Msg += ": " + refused.why + "; is the endpoint Key Vault?"
-	case untrusted(err):
+	case fault.Untrusted(err):
 		e.Kind, e.Class = fault.Denied, fault.ClassTLS
 		e.Msg += ": the vault's certificate is not trusted, or it does not speak TLS; is there a proxy in between?"
 	case errors.As(err, &dns) && dns.IsNotFound:
@@ -128,7 +126,7 @@ func classify(ctx context.Context, op, what string, err error) error {
 		e.Msg += ": the host asks for tokens of another service than Key Vault; is the vault's URL right?"
 	default:
 		e.Class = fault.ClassNetwork
-		e.Msg += fmt.Sprintf(": the call failed, or its answer could not be read (%T)", root(err))
+		e.Msg += fmt.Sprintf(": the call failed, or its answer could not be read (%T)", fault.Root(err))
 	}
 	return e
 }
@@ -191,25 +189,4 @@ func word(s string) string {
 func isCode(err error, code string) bool {
 	var a *answer
 	return errors.As(err, &a) && a.code == code
-}
-
-func untrusted(err error) bool {
-	var verification *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
-	var hostname x509.HostnameError
-	var invalid x509.CertificateInvalidError
-	var record tls.RecordHeaderError
-	return errors.As(err, &verification) || errors.As(err, &authority) || errors.As(err, &hostname) ||
-		errors.As(err, &invalid) || errors.As(err, &record)
-}
-
-// root is the innermost of a chain of errors.
-func root(err error) error {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err
-		}
-		err = inner
-	}
 }

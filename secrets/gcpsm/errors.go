@@ -94,7 +94,7 @@ func classify(ctx context.Context, op string, quiet bool, err error) error {
 		}
 	default:
 		// Not the service's: keep no text, but say what it was.
-		e.Msg = fmt.Sprintf("the client failed (%T)", root(err))
+		e.Msg = fmt.Sprintf("the client failed (%T)", fault.Root(err))
 	}
 	return e
 }
@@ -113,17 +113,6 @@ func statusOf(err error) (*status.Status, bool) {
 func untrusted(st *status.Status) bool {
 	return st.Code() == codes.Unavailable && strings.Contains(st.Message(), "authentication handshake failed") &&
 		(strings.Contains(st.Message(), "tls: ") || strings.Contains(st.Message(), "x509: "))
-}
-
-// root is the innermost of a chain of errors.
-func root(err error) error {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err
-		}
-		err = inner
-	}
 }
 
 // An answer is an error of the service: its code, whether its reason is one

@@ -2,8 +2,6 @@ package vaultkv
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -83,13 +81,6 @@ func classify(op string, err error) error {
 // URL, which holds no value.
 func network(op string, err error) error {
 	e := &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: op, Err: err}
-	var (
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		verify  *tls.CertificateVerificationError
-		record  tls.RecordHeaderError
-	)
 	switch {
 	case errors.Is(err, errLong):
 		e.Kind, e.Class = fault.Invalid, fault.ClassQuota
@@ -97,7 +88,7 @@ func network(op string, err error) error {
 		e.Class = ""
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Class = fault.ClassTimeout
-	case errors.As(err, &unknown), errors.As(err, &name), errors.As(err, &invalid), errors.As(err, &verify), errors.As(err, &record):
+	case fault.Untrusted(err):
 		e.Kind, e.Class, e.Msg = fault.Denied, fault.ClassTLS, "the server's certificate was not accepted; set the cluster's CA (VAULT_CACERT)"
 	}
 	return e
