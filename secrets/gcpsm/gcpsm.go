@@ -189,25 +189,15 @@ type driver struct {
 // destroyed is Denied, since every plain reader fails too until somebody acts.
 func (s *Store) Get(ctx context.Context, r ref.Ref, stage secrets.Stage) (*secrets.Version, error) {
 	v, err := s.Store.Get(ctx, r, stage)
-	// A Conflict in the sibling keeps nobody from the current version.
-	if stage != secrets.Current || !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+	if stage != secrets.Current || !fault.Is(err, fault.NotFound) {
 		return v, err
 	}
 	m, merr := s.d.Main(ctx, r)
-	switch {
-	case merr != nil || m.Current == nil:
-		return nil, err
-	case m.Current.Disabled:
-		return nil, &fault.Error{
-			Kind: fault.Denied, Op: "gcpsm: get",
-			Msg: fmt.Sprintf("the newest version %s of %s is disabled or destroyed, so plain readers fail too; enable it, or add a version", m.Current.ID, r),
-		}
-	case fault.Is(err, fault.NotFound):
+	if merr != nil || m.Current == nil || !m.Current.Disabled {
 		return nil, err
 	}
-	value, err := s.d.Read(ctx, r, m.Current.ID)
-	if err != nil {
-		return nil, err
+	return nil, &fault.Error{
+		Kind: fault.Denied, Op: "gcpsm: get",
+		Msg: fmt.Sprintf("the newest version %s of %s is disabled or destroyed, so plain readers fail too; enable it, or add a version", m.Current.ID, r),
 	}
-	return &secrets.Version{ID: m.Current.ID, Token: m.Current.Token, Value: value, Created: m.Current.Created}, nil
 }
