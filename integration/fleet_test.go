@@ -79,7 +79,7 @@ func startNotifierFor(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder, de
 	})
 	must(t, err)
 	h.url = src.URL()
-	n := notifier.New(bus, bus, &notifier.Options{Tenant: tenantOf, Logger: log.Logger()})
+	n := notifier.New(bus, bus, &notifier.Options{Tenant: func(_ context.Context, e events.Event) (string, error) { return tenantOf(e.Data.Ref), nil }, Logger: log.Logger()})
 	run(t, "the notifier", func(ctx context.Context) error {
 		return src.Run(ctx, n.Handler(decode))
 	})

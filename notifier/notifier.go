@@ -28,12 +28,13 @@ const (
 
 // Options of a [Notifier]. The zero value of each field means its default.
 type Options struct {
-	// Tenant names the tenant of a secret; by default every secret is of
-	// tenant "default". What a notice says of its tenant is overwritten: no
+	// Tenant names the tenant of an event's secret; by default every secret is
+	// of tenant "default". What a notice says of its tenant is overwritten: no
 	// sender chooses whose agents hear it. "" means that the secret is
-	// nobody's, and its events are dropped with a log line. It must be safe
-	// for concurrent use.
-	Tenant func(ref.Ref) string
+	// nobody's, and its events are dropped with a log line. An error means
+	// that it cannot be told at present: the sender comes again. It must be
+	// safe for concurrent use.
+	Tenant func(context.Context, events.Event) (string, error)
 	// Logger gets one line a delivery, without the notice. The default
 	// discards.
 	Logger *slog.Logger
@@ -50,11 +51,16 @@ type Options struct {
 // An Outcome is what became of one delivery.
 type Outcome struct {
 	Source string
-	// Events counts the events that were published, Dropped those of no
-	// tenant and those of pending siblings.
-	Events, Dropped int
-	// Parked reports that the delivery became a dead letter.
-	Parked bool
+	// Received is when the delivery arrived.
+	Received time.Time
+	// Events are those that were handed to the bus, and Receipt says what it
+	// did with them. Without a [events.ReceiptPublisher] all count as stored.
+	Events  []events.Event
+	Receipt events.Receipt
+	// Dropped counts the events of no tenant and those of pending siblings.
+	Dropped int
+	// Parked is why the delivery became a dead letter; nil if it did not.
+	Parked error
 	// Err is what the source was told.
 	Err  error
 	Took time.Duration
@@ -75,7 +81,7 @@ func New(pub events.Publisher, dead DeadLetters, opts *Options) *Notifier {
 		n.opts = *opts
 	}
 	if n.opts.Tenant == nil {
-		n.opts.Tenant = func(ref.Ref) string { return "default" }
+		n.opts.Tenant = func(context.Context, events.Event) (string, error) { return "default", nil }
 	}
 	if n.opts.Logger == nil {
 		n.opts.Logger = slog.New(slog.DiscardHandler)
@@ -104,7 +110,7 @@ func (n *Notifier) Handler(dec Decoder) Handler {
 		if d.Received.IsZero() {
 			d.Received = n.opts.Now()
 		}
-		o := Outcome{Source: d.Source}
+		o := Outcome{Source: d.Source, Received: d.Received}
 		o.Err = n.handle(ctx, dec, d, &o)
 		o.Took = time.Since(start)
 		n.log(ctx, d, o)
@@ -118,24 +124,36 @@ func (n *Notifier) handle(ctx context.Context, dec Decoder, d Delivery, o *Outco
 	if kind := fault.KindOf(bad); bad != nil && kind != fault.Invalid && (kind == fault.Unavailable || d.Attempt < n.opts.MaxAttempts) {
 		return away("decode", bad)
 	}
-	kept, err := n.stamp(d, es, o)
-	if err != nil {
+	kept, err := n.stamp(ctx, d, es, o)
+	if fault.Is(err, fault.Invalid) {
 		return n.park(ctx, d, err, o)
 	}
+	if err != nil {
+		return away("tenant", err)
+	}
 	if len(kept) > 0 {
-		if err := n.pub.Publish(ctx, kept...); err != nil {
-			if fault.Is(err, fault.Invalid) {
-				// The bus can never take this one; again and again would not help.
-				return n.park(ctx, d, err, o)
-			}
+		receipt, err := n.publish(ctx, kept)
+		if fault.Is(err, fault.Invalid) {
+			// The bus can never take this one; again and again would not help.
+			return n.park(ctx, d, err, o)
+		}
+		if err != nil {
 			return away("publish", err)
 		}
-		o.Events = len(kept)
+		o.Events, o.Receipt = kept, receipt
 	}
 	if bad != nil {
 		return n.park(ctx, d, bad, o)
 	}
 	return nil
+}
+
+// publish publishes es, and says what became of them as far as the bus tells.
+func (n *Notifier) publish(ctx context.Context, es []events.Event) (events.Receipt, error) {
+	if p, ok := n.pub.(events.ReceiptPublisher); ok {
+		return p.PublishReceipt(ctx, es...)
+	}
+	return events.Receipt{Stored: len(es)}, n.pub.Publish(ctx, es...)
 }
 
 // decode calls dec. A panic is a notice that we cannot understand, and must
@@ -179,7 +197,7 @@ func panicSite() string {
 
 // stamp fills in what only the notifier knows, and refuses what no decoder may
 // return.
-func (n *Notifier) stamp(d Delivery, es []events.Event, o *Outcome) ([]events.Event, error) {
+func (n *Notifier) stamp(ctx context.Context, d Delivery, es []events.Event, o *Outcome) ([]events.Event, error) {
 	now := n.opts.Now().UTC()
 	trace := d.Attributes["traceparent"]
 	if !traceForm.MatchString(trace) {
@@ -190,11 +208,18 @@ func (n *Notifier) stamp(d Delivery, es []events.Event, o *Outcome) ([]events.Ev
 		if e.ID == "" || !e.Type.Valid() || e.Data.Ref.Validate() != nil {
 			return nil, fault.Newf(fault.Invalid, "decode", "the decoder returned an event without an id, a known type or a valid ref; this is a defect, please report it")
 		}
-		if pendingSibling(e.Data.Ref) {
+		if pendingSibling(e.Data.Ref) || connection(e.Data.Ref) {
 			o.Dropped++
 			continue
 		}
-		if e.Data.Tenant = n.opts.Tenant(e.Data.Ref); e.Data.Tenant == "" {
+		var err error
+		if e.Data.Tenant, err = n.opts.Tenant(ctx, e); err != nil {
+			if fault.Is(err, fault.Invalid) { // not the notice's fault
+				err = fault.Newf(fault.Unavailable, "notifier: tenant", "the rules for tenants cannot be applied: %s", reason(err))
+			}
+			return nil, err
+		}
+		if e.Data.Tenant == "" {
 			o.Dropped++
 			n.opts.Logger.Warn("event dropped: no tenant for the secret", "secret", e.Data.Ref.String(), "event", string(e.Type))
 			continue
@@ -220,6 +245,14 @@ func pendingSibling(r ref.Ref) bool {
 	return false
 }
 
+// connection reports whether r is the secret in which EventBridge keeps the
+// credential with which it calls an API destination, such as the notifier: a
+// rule that matches every secret would tell the notifier of its own.
+// https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-api-destinations.html
+func connection(r ref.Ref) bool {
+	return r.Provider == ref.AWS && strings.HasPrefix(r.Name, "events!connection/")
+}
+
 // traceForm is a version 0 trace parent. https://www.w3.org/TR/trace-context/
 var traceForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
@@ -235,7 +268,7 @@ func (n *Notifier) park(ctx context.Context, d Delivery, why error, o *Outcome) 
 	if err := n.dead.Park(ctx, l); err != nil {
 		return away("park", err)
 	}
-	o.Parked = true
+	o.Parked = why
 	n.opts.Logger.WarnContext(ctx, "notice parked", "source", d.Source, "key", d.Key(), "kind", l.Kind.String(), "reason", l.Reason, "size", l.Size, "attempt", d.Attempt)
 	return nil
 }
@@ -276,5 +309,5 @@ func (n *Notifier) log(ctx context.Context, d Delivery, o Outcome) {
 		log.ErrorContext(ctx, "notice not handed on; the sender will repeat it", "class", string(fault.ClassOf(o.Err)), "err", reason(o.Err))
 		return
 	}
-	log.DebugContext(ctx, "notice handled", "events", o.Events, "dropped", o.Dropped, "parked", o.Parked)
+	log.DebugContext(ctx, "notice handled", "events", len(o.Events), "duplicates", o.Receipt.Duplicates, "late", o.Receipt.Late, "dropped", o.Dropped, "parked", o.Parked != nil)
 }

@@ -110,7 +110,7 @@ func TestStampsAndPublishes(t *testing.T) {
 	b := newBus()
 	clock := now
 	n := New(b, b, &Options{
-		Tenant: func(r ref.Ref) string { return "tenant-of-" + r.Name },
+		Tenant: func(_ context.Context, e events.Event) (string, error) { return "tenant-of-" + e.Data.Ref.Name, nil },
 		Now:    func() time.Time { return clock },
 	})
 	forged := activated(r1, "v1")
@@ -141,14 +141,15 @@ func TestStampsAndPublishes(t *testing.T) {
 func TestNobodysNoticeIsAcknowledged(t *testing.T) {
 	b := newBus()
 	var o Outcome
-	n := New(b, b, &Options{Tenant: func(ref.Ref) string { return "" }, Observe: func(x Outcome) { o = x }})
+	n := New(b, b, &Options{Tenant: func(context.Context, events.Event) (string, error) { return "", nil }, Observe: func(x Outcome) { o = x }})
 	pending := events.New(events.VersionActivated, ref.Ref{Provider: ref.GCP, Scope: "p", Name: "db--pending"}, now, "1")
-	for _, dec := range []Decoder{gives(nil), gives(nil, activated(r1, "v")), gives(nil, pending)} {
+	ours := events.New(events.VersionActivated, ref.Ref{Provider: ref.AWS, Scope: "1/r", Name: "events!connection/keyturn/1-2/auth"}, now, "1")
+	for _, dec := range []Decoder{gives(nil), gives(nil, activated(r1, "v")), gives(nil, pending), gives(nil, ours)} {
 		if err := n.Handler(dec)(t.Context(), Delivery{Source: "s"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if b.calls != 0 || o.Dropped != 1 || o.Events != 0 {
+	if b.calls != 0 || o.Dropped != 1 || len(o.Events) != 0 {
 		t.Errorf("%d calls of the bus, outcome %+v; expected nothing published", b.calls, o)
 	}
 	// A name of somebody's own on a store that has labels.
@@ -183,7 +184,7 @@ func TestPoisonIsParked(t *testing.T) {
 				t.Fatalf("%v; expected the notice to be parked and acknowledged", err)
 			}
 			l := b.only(t)
-			if !strings.Contains(l.Reason, c.want) || !bytes.Equal(l.Body, c.d.Body) || l.Size != len(c.d.Body) || l.Parked.IsZero() || !o.Parked {
+			if !strings.Contains(l.Reason, c.want) || !bytes.Equal(l.Body, c.d.Body) || l.Size != len(c.d.Body) || l.Parked.IsZero() || o.Parked == nil {
 				t.Errorf("parked %+v; expected a reason with %q", l, c.want)
 			}
 			if len(b.events) != 0 {
@@ -379,4 +380,44 @@ func TestNoticeIsNeverLogged(t *testing.T) {
 		}
 	}
 	rec.Check(t, canary)
+}
+
+// TestTenantUnknownAtPresent: that a tenant cannot be told for a while is our
+// outage, never a reason to hand the event to somebody else or to drop it.
+func TestTenantUnknownAtPresent(t *testing.T) {
+	for _, kind := range []fault.Kind{fault.Unavailable, fault.Denied, fault.Invalid, fault.NotFound} {
+		b := newBus()
+		h := New(b, b, &Options{Tenant: func(context.Context, events.Event) (string, error) {
+			return "", fault.Newf(kind, "tags", "cannot be read")
+		}}).Handler(gives(nil, activated(r1, "v")))
+		if err := h(t.Context(), Delivery{Source: "s"}); !fault.Is(err, fault.Unavailable) || b.calls != 0 {
+			t.Errorf("%s: %v and %d calls of the bus; expected unavailable and none", kind, err, b.calls)
+		}
+	}
+}
+
+// receipts is a bus that tells what it did.
+type receipts struct{ *bus }
+
+func (r receipts) PublishReceipt(ctx context.Context, es ...events.Event) (events.Receipt, error) {
+	if err := r.Publish(ctx, es...); err != nil {
+		return events.Receipt{}, err
+	}
+	return events.Receipt{Stored: 1, Duplicates: len(es) - 1}, nil
+}
+
+func TestOutcomeTellsWhatTheBusDid(t *testing.T) {
+	b := newBus()
+	var o Outcome
+	observe := &Options{Observe: func(x Outcome) { o = x }}
+	dec := gives(nil, activated(r1, "v"), activated(r1, "v"))
+	if err := New(receipts{b}, b, observe).Handler(dec)(t.Context(), Delivery{Received: now}); err != nil {
+		t.Fatal(err)
+	}
+	if len(o.Events) != 2 || o.Receipt != (events.Receipt{Stored: 1, Duplicates: 1}) || !o.Received.Equal(now) {
+		t.Errorf("outcome %+v", o)
+	}
+	if err := New(b, b, observe).Handler(dec)(t.Context(), Delivery{}); err != nil || o.Receipt != (events.Receipt{Stored: 2}) {
+		t.Errorf("without receipts: %v, %+v", err, o.Receipt)
+	}
 }

@@ -308,7 +308,7 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
 	})
 	addr := ""
 	if src != nil {
-		n := notifier.New(p.bus, p.bus, &notifier.Options{Tenant: p.cfg.tenant, Logger: p.log})
+		n := notifier.New(p.bus, p.bus, &notifier.Options{Tenant: func(_ context.Context, e events.Event) (string, error) { return p.cfg.tenant(e.Data.Ref), nil }, Logger: p.log})
 		handler := n.Handler(func(d notifier.Delivery) ([]events.Event, error) {
 			return eventbridge.Decode(d.Body, d.Received)
 		})
