@@ -59,8 +59,8 @@ type Outcome struct {
 	Receipt events.Receipt
 	// Dropped counts the events of no tenant and those of pending siblings.
 	Dropped int
-	// Parked is why the delivery became a dead letter; nil if it did not.
-	Parked error
+	// Parked reports that the delivery became a dead letter.
+	Parked bool
 	// Err is what the source was told.
 	Err  error
 	Took time.Duration
@@ -268,7 +268,7 @@ func (n *Notifier) park(ctx context.Context, d Delivery, why error, o *Outcome) 
 	if err := n.dead.Park(ctx, l); err != nil {
 		return away("park", err)
 	}
-	o.Parked = why
+	o.Parked = true
 	n.opts.Logger.WarnContext(ctx, "notice parked", "source", d.Source, "key", d.Key(), "kind", l.Kind.String(), "reason", l.Reason, "size", l.Size, "attempt", d.Attempt)
 	return nil
 }
@@ -309,5 +309,5 @@ func (n *Notifier) log(ctx context.Context, d Delivery, o Outcome) {
 		log.ErrorContext(ctx, "notice not handed on; the sender will repeat it", "class", string(fault.ClassOf(o.Err)), "err", reason(o.Err))
 		return
 	}
-	log.DebugContext(ctx, "notice handled", "events", len(o.Events), "duplicates", o.Receipt.Duplicates, "late", o.Receipt.Late, "dropped", o.Dropped, "parked", o.Parked != nil)
+	log.DebugContext(ctx, "notice handled", "events", len(o.Events), "duplicates", o.Receipt.Duplicates, "late", o.Receipt.Late, "dropped", o.Dropped, "parked", o.Parked)
 }

@@ -184,7 +184,7 @@ func TestPoisonIsParked(t *testing.T) {
 				t.Fatalf("%v; expected the notice to be parked and acknowledged", err)
 			}
 			l := b.only(t)
-			if !strings.Contains(l.Reason, c.want) || !bytes.Equal(l.Body, c.d.Body) || l.Size != len(c.d.Body) || l.Parked.IsZero() || o.Parked == nil {
+			if !strings.Contains(l.Reason, c.want) || !bytes.Equal(l.Body, c.d.Body) || l.Size != len(c.d.Body) || l.Parked.IsZero() || !o.Parked {
 				t.Errorf("parked %+v; expected a reason with %q", l, c.want)
 			}
 			if len(b.events) != 0 {
