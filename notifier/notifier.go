@@ -221,7 +221,7 @@ func (n *Notifier) stamp(ctx context.Context, d Delivery, es []events.Event, o *
 		}
 		if e.Data.Tenant == "" {
 			o.Dropped++
-			n.opts.Logger.Warn("event dropped: no tenant for the secret", "secret", e.Data.Ref.String(), "event", string(e.Type))
+			n.opts.Logger.WarnContext(ctx, "event dropped: no tenant for the secret", "secret", e.Data.Ref.String(), "event", string(e.Type))
 			continue
 		}
 		e.Data.Received, e.Data.Published = d.Received.UTC(), now
