@@ -88,8 +88,22 @@ type DeadLetter struct {
 	Kind   fault.Kind `json:"kind"`
 	// Size is the length of the body as it came in. Body is cut to what a bus
 	// can take, so it may be shorter.
-	Size   int       `json:"size"`
-	Parked time.Time `json:"parked"`
+	Size int `json:"size"`
+	// Redacted says that Body is the notice's [Shape] and that its attributes
+	// were left out: it cannot be handed on again.
+	Redacted bool      `json:"redacted,omitempty"`
+	Parked   time.Time `json:"parked"`
+	// Digest is the notice's [Delivery.Key], since that of what is left of the
+	// notice may be another.
+	Digest string `json:"digest,omitempty"`
+}
+
+// Key is that of the notice as it came in.
+func (l *DeadLetter) Key() string {
+	if l.Digest != "" {
+		return l.Digest
+	}
+	return l.Delivery.Key()
 }
 
 // DeadLetters keeps dead letters.

@@ -44,6 +44,10 @@ type Options struct {
 	// keeps failing with neither Invalid nor Unavailable. It works only where
 	// the transport counts attempts. 20 by default.
 	MaxAttempts int
+	// Redact parks the shape of a notice instead of the notice, where those who
+	// may read dead letters must not see who called what from where. Such a
+	// letter cannot be handed on again.
+	Redact bool
 	// Now is the clock, for tests.
 	Now func() time.Time
 }
@@ -260,7 +264,10 @@ var traceForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 func (n *Notifier) park(ctx context.Context, d Delivery, why error, o *Outcome) error {
 	l := DeadLetter{
 		Delivery: d, Reason: reason(why), Kind: fault.KindOf(why),
-		Size: len(d.Body), Parked: n.opts.Now().UTC(),
+		Size: len(d.Body), Parked: n.opts.Now().UTC(), Digest: d.Key(),
+	}
+	if n.opts.Redact {
+		l.Body, l.Attributes, l.Redacted = Shape(d.Body), nil, true
 	}
 	if len(l.Body) > maxParkedBody {
 		l.Body = l.Body[:maxParkedBody]
