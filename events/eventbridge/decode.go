@@ -14,13 +14,12 @@
 package eventbridge
 
 import (
-	"bytes"
-	"encoding/json"
 	"regexp"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/notice"
 	"github.com/keyturn/keyturn/ref"
 )
 
@@ -31,6 +30,7 @@ const (
 	causeCloudTrail = "cloudtrail"
 
 	opDecode = "eventbridge: decode"
+	expected = "an EventBridge event"
 )
 
 // The staging labels that mean something to Secrets Manager.
@@ -49,91 +49,84 @@ const (
 // without quoting the notice. Of an array the good members are returned beside
 // the error about the others.
 func Decode(body []byte, received time.Time) ([]events.Event, error) {
-	body = bytes.TrimSpace(body)
-	if len(body) == 0 {
-		return nil, fault.Newf(fault.Invalid, opDecode, "the body is empty; expected the JSON of an EventBridge event")
+	members, array, err := notice.Members(body, opDecode, expected)
+	if err != nil {
+		return nil, err
 	}
-	if body[0] != '[' {
+	if !array {
 		return decodeOne(body, received)
 	}
-	var batch []json.RawMessage
-	if err := json.Unmarshal(body, &batch); err != nil {
-		return nil, notJSON(body, err)
+	var b notice.Batch
+	for _, raw := range members {
+		b.Add(decodeOne(raw, received))
 	}
-	var out []events.Event
-	var bad int
-	var first error
-	for _, raw := range batch {
-		es, err := decodeOne(raw, received)
-		if err != nil {
-			if bad++; first == nil {
-				first = err
-			}
-			continue
-		}
-		out = append(out, es...)
-	}
-	if bad > 0 {
-		return out, &fault.Error{Kind: fault.Invalid, Op: opDecode, Msg: plural(bad, len(batch)), Err: first}
-	}
-	return out, nil
+	return b.Result(opDecode)
 }
 
-// notice is an EventBridge event, its members as they may be trusted.
-type notice struct {
-	envelope object
-	detail   object
+// message is an EventBridge event, its members as they may be trusted. Of a
+// CloudTrail record that came by itself, envelope and detail are the record.
+type message struct {
+	envelope notice.Object
+	detail   notice.Object
 	received time.Time
 }
 
 func decodeOne(body []byte, received time.Time) ([]events.Event, error) {
-	env, err := parseObject(body)
+	env, err := notice.Parse(body, opDecode, expected)
 	if err != nil {
 		return nil, err
 	}
-	source, detailType := env.text("source"), env.text("detail-type")
-	if source == "" || detailType == "" {
+	if !isEvent(env) {
 		return nil, fault.Newf(fault.Invalid, opDecode, "no source or no detail-type; expected an EventBridge event as it is, not inside another envelope and not transformed")
 	}
-	n := &notice{envelope: env, detail: env.object("detail"), received: received}
-	switch source {
+	return decodeEvent(env, received)
+}
+
+func isEvent(env notice.Object) bool {
+	return env.Text("source") != "" && env.Text("detail-type") != ""
+}
+
+func decodeEvent(env notice.Object, received time.Time) ([]events.Event, error) {
+	m := &message{envelope: env, detail: env.Object("detail"), received: received}
+	detailType := env.Text("detail-type")
+	switch env.Text("source") {
 	case sourceAWS:
 	case Source:
-		return n.announcement(detailType)
+		return m.announcement(detailType)
 	default:
 		return nil, nil
 	}
 	switch detailType {
 	case "Secret Label Updated":
-		return n.labelUpdated()
+		return m.labelUpdated()
 	// AWS's documents for China print "Amazon" where others have "AWS".
 	case "AWS API Call via CloudTrail", "Amazon API Call via CloudTrail":
-		return n.apiCall()
+		return m.apiCall()
 	case "AWS Service Event via CloudTrail", "Amazon Service Event via CloudTrail":
-		return n.serviceEvent()
+		return m.serviceEvent()
 	}
 	return nil, nil
 }
 
 // labelUpdated is the service's own event, sent when a label other than
 // AWSPENDING and AWSPREVIOUS moves to a version. It needs no trail.
-func (n *notice) labelUpdated() ([]events.Event, error) {
-	id, err := n.identity()
+func (m *message) labelUpdated() ([]events.Event, error) {
+	id, err := m.identity()
 	if err != nil || id.foreign() {
 		return nil, err
 	}
-	label, version := n.detail.text("labelUpdated"), n.detail.text("versionId")
+	label, version := m.detail.Text("labelUpdated"), m.detail.Text("versionId")
 	if label == "" {
 		return nil, fault.Newf(fault.Invalid, opDecode, "detail.labelUpdated is missing; expected the staging label that moved")
 	}
-	return n.labelMoved(id, causeNative, "Secret Label Updated", label, version, "")
+	return m.labelMoved(id, causeNative, "Secret Label Updated", label, version, "")
 }
 
 // labelMoved says what it means that label moved to version: for AWSCURRENT
 // that readers get another version, for a label of the user's own a change,
 // and for the two labels with which Secrets Manager keeps its books nothing.
-func (n *notice) labelMoved(id identity, cause, what, label, version, previous string) ([]events.Event, error) {
-	version, previous = safeToken(version), safeToken(previous)
+func (m *message) labelMoved(id identity, cause, what, label, version, previous string) ([]events.Event, error) {
+	version, previous = notice.Token(version), notice.Token(previous)
 	var e events.Event
 	switch label {
 	case labelPending, labelPrevious:
@@ -142,73 +135,59 @@ func (n *notice) labelMoved(id identity, cause, what, label, version, previous s
 		key := []string{version}
 		if version == "" {
 			// Hear of it all the same: who hears re-reads the store.
-			key = []string{"notice", n.occurrence()}
+			key = []string{"notice", m.occurrence()}
 		}
-		e = events.New(events.VersionActivated, id.ref, n.time(), key...)
+		e = events.New(events.VersionActivated, id.ref, m.time(), key...)
 	default:
 		key := []string{"label", label, version}
 		if version == "" {
-			key = []string{"notice", n.occurrence()}
+			key = []string{"notice", m.occurrence()}
 		}
-		e = events.New(events.SecretChanged, id.ref, n.time(), key...)
+		e = events.New(events.SecretChanged, id.ref, m.time(), key...)
 	}
 	e.Data.Version, e.Data.PreviousVersion, e.Data.Label = version, previous, safeLabel(label)
-	return n.done(e, id, cause, what)
+	return m.done(e, id, cause, what)
 }
 
 // done fills in what the provider called the notice.
-func (n *notice) done(e events.Event, id identity, cause, what string) ([]events.Event, error) {
+func (m *message) done(e events.Event, id identity, cause, what string) ([]events.Event, error) {
 	e.Data.Cause = cause
-	e.Data.Provider = events.Provider{EventID: safeToken(n.envelope.text("id")), Type: what, Time: e.Time, ID: id.arn}
+	e.Data.Provider = events.Provider{EventID: m.eventID(), Type: what, Time: e.Time, ID: id.arn}
 	return []events.Event{e}, nil
 }
 
+// eventID is EventBridge's id, or CloudTrail's of a record that did not come
+// over EventBridge.
+func (m *message) eventID() string {
+	return first(notice.Token(m.envelope.Text("id")), notice.Token(m.detail.Text("eventID")))
+}
+
 // time is when it happened, by CloudTrail's record where there is one.
-func (n *notice) time() time.Time {
-	for _, s := range []string{n.detail.text("eventTime"), n.envelope.text("time")} {
-		if t, ok := parseTime(s); ok {
+func (m *message) time() time.Time {
+	for _, s := range []string{m.detail.Text("eventTime"), m.envelope.Text("time")} {
+		if t, ok := notice.Time(s); ok {
 			return t
 		}
 	}
-	return n.received.UTC()
-}
-
-// parseTime reads RFC 3339. Years that JSON cannot carry in UTC are refused.
-func parseTime(s string) (time.Time, bool) {
-	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil || t.UTC().Year() < 1 || t.UTC().Year() > 9998 {
-		return time.Time{}, false
-	}
-	return t.UTC(), true
+	return m.received.UTC()
 }
 
 // occurrence names this one occurrence for changes that have no version:
 // CloudTrail's id of the record, which is the same on every bus and trail, or
 // else EventBridge's id, or else the digest of the notice's members.
-func (n *notice) occurrence() string {
-	for _, s := range []string{n.detail.text("eventID"), n.envelope.text("id")} {
-		if t := safeToken(s); t != "" {
+func (m *message) occurrence() string {
+	for _, s := range []string{m.detail.Text("eventID"), m.envelope.Text("id")} {
+		if t := notice.Token(s); t != "" {
 			return t
 		}
 	}
-	return n.envelope.digest()
+	return m.envelope.Digest()
 }
 
-// What may be copied from a notice into an event.
-var (
-	tokenForm = regexp.MustCompile(`^[A-Za-z0-9_.:/+=@-]{1,64}$`)
-	labelForm = regexp.MustCompile(`^[A-Za-z0-9_.:/+=@-]{1,256}$`)
-)
-
-// safeToken returns s if it looks like a version id, a request token or an
-// event id, or "". Version ids are 32 to 64 characters by the API, and UUIDs in
-// practice.
-func safeToken(s string) string {
-	if tokenForm.MatchString(s) {
-		return s
-	}
-	return ""
-}
+// A staging label is of 1 to 256 characters; only those with which people name
+// things are copied.
+// https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_UpdateSecretVersionStage.html
+var labelForm = regexp.MustCompile(`^[A-Za-z0-9_.:/+=@-]{1,256}$`)
 
 func safeLabel(s string) string {
 	if labelForm.MatchString(s) {

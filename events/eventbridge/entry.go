@@ -44,9 +44,9 @@ func Entry(e events.Event) (source, detailType string, body []byte, err error) {
 // announcement reads what [Entry] wrote. Every field is checked, unknown ones
 // are left out, and the id is taken as it is: it names what happened, whose
 // key may not be in the data.
-func (n *notice) announcement(detailType string) ([]events.Event, error) {
+func (m *message) announcement(detailType string) ([]events.Event, error) {
 	var d detail
-	if err := json.Unmarshal(n.envelope["detail"], &d); err != nil {
+	if err := json.Unmarshal(m.envelope["detail"], &d); err != nil {
 		// The parser's text quotes the input.
 		return nil, fault.Newf(fault.Invalid, opDecode, "the detail of an announcement has a field of the wrong type, a bad time or a bad ref; expected what a rotator of this version writes")
 	}

@@ -26,20 +26,20 @@ var (
 // region are the ARN's, since a call may cross accounts. The friendly name is
 // taken from beside it where it is there, because an ARN that a caller typed
 // without its suffix cannot be told from one with it.
-func (n *notice) identity() (identity, error) {
-	d := n.detail
-	more, service := d.object("additionalEventData"), d.object("serviceEventDetails")
-	resp, req := d.object("responseElements"), d.object("requestParameters")
+func (m *message) identity() (identity, error) {
+	d := m.detail
+	more, service := d.Object("additionalEventData"), d.Object("serviceEventDetails")
+	resp, req := d.Object("responseElements"), d.Object("requestParameters")
 
-	places := append(n.envelope.texts("resources"), // the service's own events only
-		more.text("SecretId"),    // rotation events
-		service.text("secretId"), // seen once, in the wild
-		more.text("ARN"),         // version deletion
-		resp.text("arn"),         // calls; null for some years and some calls
-		req.text("secretId"),     // as the caller typed it
+	places := append(m.envelope.List("resources"), // the service's own events only
+		more.Text("SecretId"),    // rotation events
+		service.Text("secretId"), // seen once, in the wild
+		more.Text("ARN"),         // version deletion
+		resp.Text("arn"),         // calls; null for some years and some calls
+		req.Text("secretId"),     // as the caller typed it
 	)
-	names := []string{d.text("name")}
-	for _, s := range append(slices.Clone(places), more.text("Name"), resp.text("name"), req.text("name")) {
+	names := []string{d.Text("name")}
+	for _, s := range append(slices.Clone(places), more.Text("Name"), resp.Text("name"), req.Text("name")) {
 		if nameForm.MatchString(s) {
 			names = append(names, s)
 		}
@@ -50,12 +50,12 @@ func (n *notice) identity() (identity, error) {
 		}
 	}
 
-	account, region := d.text("recipientAccountId"), d.text("awsRegion")
+	account, region := d.Text("recipientAccountId"), d.Text("awsRegion")
 	if !accountForm.MatchString(account) {
-		account = n.envelope.text("account")
+		account = m.envelope.Text("account")
 	}
 	if !regionForm.MatchString(region) {
-		region = n.envelope.text("region")
+		region = m.envelope.Text("region")
 	}
 	for _, name := range names {
 		if nameForm.MatchString(name) && accountForm.MatchString(account) && regionForm.MatchString(region) {

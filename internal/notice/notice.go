@@ -117,6 +117,31 @@ func (o Object) Texts(key string) map[string]string {
 	return out
 }
 
+// List returns the strings of the array at key that are not empty; other
+// members are left out.
+func (o Object) List(key string) []string {
+	var out []string
+	for _, raw := range o.Array(key) {
+		var s string
+		if json.Unmarshal(raw, &s) == nil && s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Array returns the members of the array at key as they are, or nil.
+func (o Object) Array(key string) []json.RawMessage {
+	var raw []json.RawMessage
+	if json.Unmarshal(o[strings.ToLower(key)], &raw) != nil {
+		return nil
+	}
+	return raw
+}
+
+// IsFalse reports whether key is there and false.
+func (o Object) IsFalse(key string) bool { return string(o[strings.ToLower(key)]) == "false" }
+
 // Has reports whether key is there and not null.
 func (o Object) Has(key string) bool { return o[strings.ToLower(key)] != nil }
 

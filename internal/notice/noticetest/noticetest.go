@@ -5,9 +5,12 @@ package noticetest
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -24,6 +27,9 @@ type failer interface {
 	Helper()
 	Fatalf(string, ...any)
 }
+
+// idForm is what versions and ids of events look like with every provider.
+var idForm = regexp.MustCompile(`^[!-~]{0,512}$`)
 
 // Sound fails t unless the answer of a decoder can be published or parked.
 // Kinds are those that its errors may have.
@@ -44,6 +50,16 @@ func Sound(t failer, es []events.Event, err error, kinds ...fault.Kind) {
 		}
 		if _, err := events.ParseSubject(e.Subject()); err != nil {
 			t.Fatalf("subject: %v", err)
+		}
+		for _, id := range []string{e.Data.Version, e.Data.PreviousVersion, e.Data.Provider.EventID} {
+			if !idForm.MatchString(id) {
+				t.Fatalf("%q was copied; it has not the form of an identifier", id)
+			}
+		}
+		for _, text := range []string{e.Data.Tenant, e.Data.Cause, e.Data.Reason, e.Data.Label, e.Data.Provider.Type, e.Data.Provider.ID, e.Data.TraceParent} {
+			if len(text) > 2048 || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+				t.Fatalf("%q was copied; it is no text of one line", text)
+			}
 		}
 		b, err := json.Marshal(e.Data)
 		if err != nil {
