@@ -1,6 +1,7 @@
 package eventbridge
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,13 +21,52 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(put(Source, typ, detail))
+	words := noticetest.Vocabulary(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		es, err := decode(body)
 		noticetest.Sound(t, es, err, fault.Invalid)
+		words.NoEcho(t, body, err)
+	})
+}
+
+func decodeAny(body []byte) ([]events.Event, error) { return DecodeAny(body, received) }
+
+func FuzzDecodeAny(f *testing.F) {
+	all := notices(f)
+	for _, body := range all {
+		f.Add(body)
+	}
+	for _, wrap := range routes() {
+		f.Add([]byte(wrap(string(all["file/secret-label-updated"]))))
+		f.Add([]byte(wrap(`{"Records":[` + record(f, all["file/ct-rotation-succeeded"]) + `]}`)))
+	}
+	words := noticetest.Vocabulary(f)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		es, err := decodeAny(body)
+		noticetest.Sound(t, es, err, fault.Invalid)
+		words.NoEcho(t, body, err)
+		// What is an event by itself is the same event here.
+		if one, oneErr := decode(body); oneErr == nil && len(body) > 0 && !slices.Equal(one, es) {
+			t.Fatalf("Decode gives %+v, DecodeAny %+v, %v", one, es, err)
+		}
 	})
 }
 
 func TestDecodeIsTotal(t *testing.T) { noticetest.Total(t, notices(t), decode, fault.Invalid) }
+
+// The same for notices in envelopes, and for the envelopes themselves.
+func TestDecodeAnyIsTotal(t *testing.T) {
+	all := notices(t)
+	wrapped := map[string][]byte{}
+	for name, wrap := range routes() {
+		wrapped[name] = []byte(wrap(string(all["file/secret-label-updated"])))
+		wrapped[name+" of records"] = []byte(wrap(`{"Records":[` + record(t, all["file/ct-rotation-succeeded"]) + `]}`))
+	}
+	noticetest.Total(t, wrapped, decodeAny, fault.Invalid)
+	noticetest.Total(t, all, func(body []byte) ([]events.Event, error) { return decodeAny([]byte(inSQSAnswer(inSNS(string(body))))) }, fault.Invalid)
+	noticetest.NeverEchoes(t, wrapped, decodeAny, isIdentity, 500)
+	noticetest.NeverEchoes(t, all, func(body []byte) ([]events.Event, error) { return decodeAny([]byte(inSQSRecord(string(body)))) }, isIdentity, 2000)
+}
 
 // Where a notice's identity is read from, a text that looks like a name is the
 // name.
