@@ -14,9 +14,8 @@
 package eventgrid
 
 import (
-	"bytes"
+	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -48,44 +47,20 @@ func Decode(body []byte, received time.Time) ([]events.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []events.Event
-	var bad int
-	var first error
+	var b notice.Batch
 	for _, raw := range batch {
-		es, err := decodeOne(raw, received)
-		if err != nil {
-			if bad++; first == nil {
-				first = err
-			}
-			continue
-		}
-		out = append(out, es...)
+		b.Add(decodeOne(raw, received))
 	}
-	switch {
-	case bad == 1 && len(batch) == 1:
-		return nil, first
-	case bad > 0:
-		return out, &fault.Error{
-			Kind: fault.Invalid, Op: opDecode, Err: first,
-			Msg: fmt.Sprintf("%d of %d events in the array cannot be read, the first because", bad, len(batch)),
-		}
-	}
-	return out, nil
+	return b.Result(opDecode)
 }
 
+// split returns the members of the array that body is, or body itself.
 func split(body []byte) ([]json.RawMessage, error) {
-	body = bytes.TrimSpace(body)
-	if len(body) == 0 {
-		return nil, fault.Newf(fault.Invalid, opDecode, "the body is empty; expected %s", expected)
+	batch, array, err := notice.Members(body, opDecode, expected)
+	if err == nil && !array {
+		batch = []json.RawMessage{body}
 	}
-	if body[0] != '[' {
-		return []json.RawMessage{body}, nil
-	}
-	var batch []json.RawMessage
-	if err := json.Unmarshal(body, &batch); err != nil {
-		return nil, notice.NotJSON(body, err, opDecode, expected)
-	}
-	return batch, nil
+	return batch, err
 }
 
 // eventType is the type in either schema.
@@ -113,15 +88,19 @@ func decodeOne(raw []byte, received time.Time) ([]events.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	what := eventType(env)
-	if what == "" {
+	if eventType(env) == "" {
 		return nil, fault.Newf(fault.Invalid, opDecode, "neither eventType nor type is there; expected %s", expected)
 	}
+	return decodeEvent(env, received)
+}
+
+func decodeEvent(env notice.Object, received time.Time) ([]events.Event, error) {
+	what := eventType(env)
 	typ, ours := changes[what]
 	if !ours {
 		return nil, nil
 	}
-	data := env.Object("data")
+	data := payload(env)
 	id, err := identify(env, data)
 	if err != nil {
 		return nil, err
@@ -141,6 +120,23 @@ func decodeOne(raw []byte, received time.Time) ([]events.Event, error) {
 	e.Data.Version, e.Data.Cause = id.version, cause
 	e.Data.Provider = events.Provider{EventID: notice.Token(env.Text("id")), Type: what, Time: e.Time, ID: id.url}
 	return []events.Event{e}, nil
+}
+
+// payload is the event's data. CloudEvents may carry it in base64.
+// https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data
+func payload(env notice.Object) notice.Object {
+	if data := env.Object("data"); data != nil {
+		return data
+	}
+	raw, err := base64.StdEncoding.DecodeString(env.Text("data_base64"))
+	if err != nil || len(raw) == 0 {
+		return nil
+	}
+	data, err := notice.Parse(raw, opDecode, expected)
+	if err != nil {
+		return nil // as for data of any other kind, the event itself may say enough
+	}
+	return data
 }
 
 func at(env notice.Object, received time.Time) time.Time {
