@@ -74,11 +74,12 @@ func startNotifier(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder) *hook
 func startNotifierFor(t *testing.T, bus *natsbus.Bus, log *leaktest.Recorder, decode notifier.Decoder) *hook {
 	t.Helper()
 	h := &hook{key: leaktest.Canary()}
-	src, err := webhook.Listen(t.Context(), webhook.Options{
-		Addr: "127.0.0.1:0", APIKeys: []string{h.key}, Timeout: time.Second, Logger: log.Logger(),
-	})
+	auth, err := webhook.APIKey("", h.key)
 	must(t, err)
-	h.url = src.URL()
+	route := webhook.Route{Path: "/v1/eventbridge", Kind: webhook.EventBridge{}, Timeout: time.Second, Auth: []webhook.Authenticator{auth}}
+	src, err := webhook.Listen(t.Context(), webhook.Options{Addr: "127.0.0.1:0", Routes: []webhook.Route{route}, Logger: log.Logger()})
+	must(t, err)
+	h.url = src.URL(route.Path)
 	n := notifier.New(bus, bus, &notifier.Options{Tenant: func(_ context.Context, e events.Event) (string, error) { return tenantOf(e.Data.Ref), nil }, Logger: log.Logger()})
 	run(t, "the notifier", func(ctx context.Context) error {
 		return src.Run(ctx, n.Handler(decode))

@@ -356,9 +356,13 @@ func (p *pipeline) webhook(ctx context.Context) (*webhook.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("notifier.api_key_file: %w", err)
 	}
+	auth, err := webhook.APIKey("", key)
+	if err != nil {
+		return nil, fmt.Errorf("notifier.api_key_file: %w", err)
+	}
 	return webhook.Listen(ctx, webhook.Options{
-		Addr: p.cfg.Notifier.Listen, CertFile: p.cfg.Notifier.CertFile, KeyFile: p.cfg.Notifier.KeyFile,
-		APIKeys: []string{key}, Logger: p.log,
+		Addr: p.cfg.Notifier.Listen, CertFile: p.cfg.Notifier.CertFile, KeyFile: p.cfg.Notifier.KeyFile, Logger: p.log,
+		Routes: []webhook.Route{{Name: "webhook", Path: "/v1/eventbridge", Kind: webhook.EventBridge{}, Auth: []webhook.Authenticator{auth}}},
 		Ready: func(context.Context) error {
 			if !p.nc.IsConnected() {
 				return errors.New("NATS is away")

@@ -1,12 +1,13 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"mime"
+	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -15,238 +16,348 @@ import (
 	"github.com/keyturn/keyturn/notifier"
 )
 
-// retryAfter is after how many seconds a sender should come again. EventBridge
-// obeys it.
-const retryAfter = "5"
-
-// Handler returns the HTTP handler that gives each notice to h: at the path of
-// o, beside /healthz, which is 200 while the process lives, and /readyz, which
-// is 200 while notices can be handed on. The error is of kind Invalid and says
-// what is wrong with o.
+// Handler returns the HTTP handler that gives the notices of each route to h,
+// beside /healthz, which is 200 while the process lives, and /readyz, which is
+// 200 while notices can be handed on. The error is of kind Invalid and says what
+// is wrong with o. Delivery.Source tells h the route.
 //
-//	200  handed on, or parked: h returned nil
-//	400  h says that it can never work, and had nowhere to put it; the dead
-//	     letter queue of the sender is the last place for it
-//	401  no key or a wrong one; the body was not read
-//	405  not POST          413  longer than MaxBody
-//	415  not JSON, or compressed
+//	200  handed on, or parked: h returned nil; or a handshake
+//	400  h says that it can never work, and had nowhere to put it: the dead
+//	     letter queue of the sender is the last place for it; or no handshake
+//	401  no credentials or wrong ones
+//	403  signed by another, or a handshake that is not ours to allow
+//	404  no such path      405  not POST      413  longer than MaxBody
+//	415  a type that the kind does not have, or compressed
 //	503  an outage or time-out of ours, with Retry-After
 func Handler(h notifier.Handler, o Options) (http.Handler, error) {
-	o, ks, err := o.withDefaults()
+	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	return newServer(h, o, ks), nil
+	return newServer(h, o)
 }
 
 type server struct {
-	h     notifier.Handler
-	o     Options
-	keys  keys
-	slots chan struct{}
+	h      notifier.Handler
+	o      Options
+	routes map[string]*route
+	gate   *gate
+	ready  *readiness
 	// draining is set when the process is about to end.
 	draining atomic.Bool
-	refused  throttle
 }
 
-func newServer(h notifier.Handler, o Options, ks keys) *server {
-	return &server{h: h, o: o, keys: ks, slots: make(chan struct{}, o.MaxInFlight)}
+// A route is a Route at work.
+type route struct {
+	Route
+	s       *server
+	profile profile
+	log     *slog.Logger
+	// strangers is the share of the server's gate for those whose body must be
+	// read to know who they are. Each such route has its own, so that an attack
+	// on one shuts no other.
+	strangers *gate
+	strange   throttle
+}
+
+// newServer wants options that are complete.
+func newServer(h notifier.Handler, o Options) (*server, error) {
+	s := &server{h: h, o: o, routes: map[string]*route{}, gate: newGate(o.MaxInFlight, o.MaxBytes), ready: newReadiness(o.Ready)}
+	open := 0
+	for _, r := range o.Routes {
+		r, p, err := r.withDefaults()
+		if err != nil {
+			return nil, err
+		}
+		s.routes[r.Path] = &route{Route: r, s: s, profile: p, log: o.Logger.With("source", r.Name)}
+		if s.routes[r.Path].open() {
+			open++
+		}
+	}
+	for _, rt := range s.routes {
+		if rt.open() {
+			rt.strangers = newGate(o.MaxInFlight/2/open, max(o.MaxBytes/2/int64(open), rt.MaxBody+1))
+		}
+	}
+	return s, nil
+}
+
+// open reports whether a stranger's body may have to be read.
+func (rt *route) open() bool {
+	if rt.profile.signed {
+		return true
+	}
+	for _, a := range rt.Auth {
+		if _, ok := a.(BodyAuthenticator); ok {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case s.o.Path:
-		s.receive(w, r)
-	case healthPath:
+	rt := s.routes[r.URL.Path]
+	switch {
+	case r.URL.RawPath != "":
+		// Escaped where it need not be: a proxy in front may have taken it for
+		// another path.
+		answer(w, http.StatusNotFound, "nothing here")
+	case rt != nil:
+		rt.serve(w, r)
+	case r.URL.Path == healthPath:
 		answer(w, http.StatusOK, "ok")
-	case readyPath:
-		s.ready(w, r)
+	case r.URL.Path == readyPath:
+		s.probe(w, r)
 	default:
 		answer(w, http.StatusNotFound, "nothing here")
 	}
 }
 
-func (s *server) ready(w http.ResponseWriter, r *http.Request) {
-	if s.draining.Load() {
-		answer(w, http.StatusServiceUnavailable, "draining")
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-	defer cancel()
-	if err := s.o.Ready(ctx); err != nil {
-		s.o.Logger.DebugContext(ctx, "not ready", "err", err)
-		answer(w, http.StatusServiceUnavailable, "not ready") // why is for the log
-		return
-	}
-	answer(w, http.StatusOK, "ready")
-}
-
-func (s *server) receive(w http.ResponseWriter, r *http.Request) {
+func (rt *route) serve(w http.ResponseWriter, r *http.Request) {
 	received := time.Now()
-	if vs := r.Header.Values(s.o.Header); len(vs) != 1 || !s.keys.hold(vs[0]) {
-		// One line a second is enough for a stranger who tries keys.
-		if n, ok := s.refused.allow(received); ok {
-			s.o.Logger.WarnContext(r.Context(), "refused: no valid API key", "remote", r.RemoteAddr, "header", s.o.Header, "keys_sent", len(vs), "more_refused", n)
-		}
-		w.Header().Set("WWW-Authenticate", `ApiKey header="`+s.o.Header+`"`)
-		w.Header().Set("Connection", "close") // and do not read the body to save it
-		answer(w, http.StatusUnauthorized, "no valid API key")
-		return
-	}
-	if code, why := s.acceptable(r); code != 0 {
-		s.refuse(w, r, code, why)
-		return
-	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		s.away(w, r, "too many requests in flight", nil)
-		return
-	}
-
-	ctx, cancel := context.WithDeadline(r.Context(), received.Add(s.o.Timeout))
+	ctx, cancel := context.WithDeadline(r.Context(), received.Add(rt.Timeout))
 	defer cancel()
-	body, err := s.read(w, r, received)
-	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
-		s.refuse(w, r, http.StatusRequestEntityTooLarge, s.tooLong())
-		return
-	}
-	if err != nil {
-		s.away(w, r, "the body did not arrive", err)
-		return
-	}
-	d := notifier.Delivery{Source: s.o.Name, Body: body, Received: received}
-	if tp := r.Header.Get("Traceparent"); tp != "" {
-		d.Attributes = map[string]string{"traceparent": tp}
-	}
-	switch err := s.call(ctx, d); {
-	case err == nil:
-		answer(w, http.StatusOK, "ok")
-	case fault.Is(err, fault.Invalid):
-		s.refuse(w, r, http.StatusBadRequest, "the notice can never be handled")
-	default:
-		s.away(w, r, "the notice could not be handed on", err)
+	known := false
+	// A panic is a defect of ours, so an outage. It is not left to net/http,
+	// which prints its value.
+	defer func() {
+		if p := recover(); p != nil {
+			err := fault.Newf(fault.Unknown, op, "a panic with a %T; this is a defect, please report it", p)
+			rt.turnAway(w, r, away(Unavailable, "the notice could not be handed on", err), known)
+		}
+	}()
+	if f := rt.handle(ctx, w, r, received, &known); f != nil {
+		rt.turnAway(w, r, f, known)
 	}
 }
 
-// idle takes every slot, so that no request is or will be handled, and reports
-// whether it got them within limit.
-func (s *server) idle(limit time.Duration) bool {
-	t := time.NewTimer(limit)
-	defer t.Stop()
-	for range cap(s.slots) {
-		select {
-		case s.slots <- struct{}{}:
-		case <-t.C:
-			return false
+// handle answers a request or says why not. It sets known once the sender is.
+func (rt *route) handle(ctx context.Context, w http.ResponseWriter, r *http.Request, received time.Time, known *bool) *refusal {
+	asks := r.Method == http.MethodOptions && len(rt.profile.origins) > 0
+	if asks && rt.profile.unasked {
+		return rt.handshake(w, r)
+	}
+	p, f := rt.authenticate(ctx, r.Header)
+	if f != nil {
+		return f
+	}
+	if asks {
+		if f := p.settle(ctx, r.Header, nil); f != nil {
+			return f
+		}
+		*known = true
+		return rt.handshake(w, r)
+	}
+	stranger := len(p.pending) > 0 || rt.profile.signed
+	*known = !stranger
+	if f := rt.acceptable(r); f != nil {
+		return f
+	}
+
+	gates := []*gate{rt.s.gate}
+	if stranger {
+		gates = append(gates, rt.strangers)
+	}
+	t := admit(gates...)
+	if t == nil {
+		return away(Overload, "too many requests in flight", nil)
+	}
+	defer t.leave()
+	body, f := rt.read(w, r, t, received.Add(rt.Timeout))
+	if f != nil {
+		return f
+	}
+	if f := p.settle(ctx, r.Header, body); f != nil {
+		return f
+	}
+	if !rt.profile.signed {
+		t.prove()
+		*known = true
+	}
+	if rt.Handler != nil {
+		return rt.mounted(ctx, w, r, body)
+	}
+	out, f := rt.Kind.receive(ctx, &request{route: rt, header: r.Header, body: body, received: received})
+	if f != nil {
+		return f
+	}
+	t.prove()
+	*known = true
+	if !out.done {
+		if f := rt.handOn(ctx, out.delivery); f != nil {
+			return f
 		}
 	}
-	return true
+	if out.reply != "" {
+		answerAs(w, http.StatusOK, "application/json", out.reply)
+	} else {
+		answer(w, http.StatusOK, "ok")
+	}
+	return nil
+}
+
+// A proof is what is left to be proven once the header was looked at.
+type proof struct {
+	// pending must see the body, and one of them accept; if there is none, the
+	// sender is known already.
+	pending []BodyAuthenticator
+	errs    []error // of those that did not accept
+}
+
+// authenticate tries the alternatives on the header.
+func (rt *route) authenticate(ctx context.Context, h http.Header) (p proof, f *refusal) {
+	if len(h.Values("Authorization")) > 1 {
+		return p, refuse(http.StatusUnauthorized, Unauthenticated, "expected one Authorization header")
+	}
+	for _, a := range rt.Auth {
+		err := a.Authenticate(ctx, h)
+		b, more := a.(BodyAuthenticator)
+		switch {
+		case err != nil:
+			p.errs = append(p.errs, err)
+		case more:
+			p.pending = append(p.pending, b)
+		default:
+			return proof{}, nil
+		}
+	}
+	if len(p.pending) > 0 || len(rt.Auth) == 0 {
+		return p, nil
+	}
+	return p, unauthenticated(p.errs)
+}
+
+// settle asks those who must see the body.
+func (p proof) settle(ctx context.Context, h http.Header, body []byte) *refusal {
+	for _, a := range p.pending {
+		err := a.AuthenticateBody(ctx, h, body)
+		if err == nil {
+			return nil
+		}
+		p.errs = append(p.errs, err)
+	}
+	if len(p.pending) == 0 {
+		return nil
+	}
+	return unauthenticated(p.errs)
+}
+
+// unauthenticated is 401 if every alternative says so. One that cannot tell
+// might have accepted, and most senders take a 401 as final.
+func unauthenticated(errs []error) *refusal {
+	for _, err := range errs {
+		if k := fault.KindOf(err); k != fault.Denied && k != fault.Invalid {
+			return awayFor("the credentials cannot be checked at present", err)
+		}
+	}
+	return &refusal{status: http.StatusUnauthorized, reason: Unauthenticated, why: "no valid credentials", err: errors.Join(errs...)}
 }
 
 // acceptable checks what can be checked without the body.
-func (s *server) acceptable(r *http.Request) (code int, why string) {
+func (rt *route) acceptable(r *http.Request) *refusal {
 	if r.Method != http.MethodPost {
-		return http.StatusMethodNotAllowed, "expected POST"
+		return refuse(http.StatusMethodNotAllowed, Method, "expected POST")
 	}
-	// Absent is taken for JSON: the body is parsed in any case.
-	if ct := r.Header.Get("Content-Type"); ct != "" {
-		mt, params, err := mime.ParseMediaType(ct)
-		if err != nil || mt != "application/json" && !(strings.HasPrefix(mt, "application/") && strings.HasSuffix(mt, "+json")) {
-			return http.StatusUnsupportedMediaType, "expected Content-Type application/json"
-		}
-		if cs := params["charset"]; cs != "" && !strings.EqualFold(cs, "utf-8") {
-			return http.StatusUnsupportedMediaType, "expected charset utf-8"
+	// No sender compresses; what would have to be unpacked could be a bomb.
+	for _, ce := range r.Header.Values("Content-Encoding") {
+		if ce != "" && !strings.EqualFold(ce, "identity") {
+			return refuse(http.StatusUnsupportedMediaType, Encoding, "expected a body without Content-Encoding")
 		}
 	}
-	// EventBridge does not compress; what would have to be unpacked could be a
-	// bomb.
-	if ce := r.Header.Get("Content-Encoding"); ce != "" && !strings.EqualFold(ce, "identity") {
-		return http.StatusUnsupportedMediaType, "expected a body without Content-Encoding"
+	if rt.profile.media != nil {
+		if mt, ok := mediaType(r.Header); !ok || !rt.profile.media(mt) {
+			return refuse(http.StatusUnsupportedMediaType, MediaType, "expected another Content-Type, in UTF-8")
+		}
 	}
-	if r.ContentLength > s.o.MaxBody {
-		return http.StatusRequestEntityTooLarge, s.tooLong()
+	if r.ContentLength > rt.MaxBody {
+		return rt.tooLong()
 	}
-	return 0, ""
+	return nil
 }
 
-func (s *server) tooLong() string {
-	return fmt.Sprintf("expected a body of at most %d bytes", s.o.MaxBody)
+func (rt *route) tooLong() *refusal {
+	return refuse(http.StatusRequestEntityTooLarge, Oversized, "the body is longer than this path takes")
 }
 
-// read reads the body within its bounds of size and time.
-func (s *server) read(w http.ResponseWriter, r *http.Request, received time.Time) ([]byte, error) {
+// smallBody is the memory that is reserved at once for a body of known length.
+// Beyond it memory grows with what arrives, so that nobody reserves any by
+// announcing a body.
+const smallBody = 64 << 10
+
+// read reads the body within its bounds of size, memory and time.
+func (rt *route) read(w http.ResponseWriter, r *http.Request, t *ticket, deadline time.Time) ([]byte, *refusal) {
+	limit := rt.MaxBody + 1 // the byte more finds the end
+	if r.ContentLength >= 0 {
+		limit = r.ContentLength + 1
+	}
+	size := min(limit, 4<<10)
+	if r.ContentLength >= 0 && limit <= smallBody {
+		size = limit
+	}
+	if !t.grow(size) {
+		return nil, away(Overload, "too many bytes in flight", nil)
+	}
 	// A recorder in a test has no deadlines; a server's connection has.
 	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(received.Add(s.o.Timeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.o.MaxBody))
-	if err == nil {
-		// Else the deadline would later look like a client that hung up.
-		_ = rc.SetReadDeadline(time.Time{})
-	}
-	return body, err
-}
-
-// call calls the handler. Its panic is an outage of ours, and is not left to
-// net/http, which prints its value.
-func (s *server) call(ctx context.Context, d notifier.Delivery) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fault.Newf(fault.Unknown, op, "the handler panicked with a %T; this is a defect, please report it", p)
+	_ = rc.SetReadDeadline(deadline)
+	src := http.MaxBytesReader(w, r.Body, rt.MaxBody)
+	buf := make([]byte, 0, size)
+	for {
+		n, err := src.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if errors.Is(err, io.EOF) {
+			// Else the deadline would later look like a client that hung up.
+			_ = rc.SetReadDeadline(time.Time{})
+			return buf, nil
 		}
-	}()
-	return s.h(ctx, d)
-}
-
-// refuse answers what can never work. The sender drops the notice, so somebody
-// must hear of it.
-func (s *server) refuse(w http.ResponseWriter, r *http.Request, code int, why string) {
-	s.o.Logger.ErrorContext(r.Context(), "notice refused, the sender will drop it", "status", code, "why", why, "length", r.ContentLength, "remote", r.RemoteAddr)
-	if code == http.StatusMethodNotAllowed {
-		w.Header().Set("Allow", http.MethodPost)
+		if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
+			return nil, rt.tooLong()
+		}
+		if err != nil {
+			return nil, away(Timeout, "the body did not arrive", readError(err))
+		}
+		if len(buf) == cap(buf) {
+			more := min(int64(2*cap(buf)), limit) - int64(cap(buf))
+			if more <= 0 {
+				return nil, rt.tooLong() // than it said itself
+			}
+			if !t.grow(more) {
+				return nil, away(Overload, "too many bytes in flight", nil)
+			}
+			buf = append(make([]byte, 0, int64(cap(buf))+more), buf...)
+		}
 	}
-	w.Header().Set("Connection", "close")
-	answer(w, code, why)
 }
 
-// away answers an outage of ours: the sender comes again.
-func (s *server) away(w http.ResponseWriter, r *http.Request, why string, err error) {
-	log := s.o.Logger.With("why", why, "remote", r.RemoteAddr)
-	if err != nil {
-		log = log.With("kind", fault.KindOf(err).String(), "class", string(fault.ClassOf(err)), "err", errText(err))
+// readError says what became of a body; the text of net/http's own errors is
+// not needed.
+func readError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassTimeout, Op: "webhook: read the body", Msg: "it took too long"}
 	}
-	log.WarnContext(r.Context(), "answered 503, the sender will repeat it")
-	w.Header().Set("Retry-After", retryAfter)
-	answer(w, http.StatusServiceUnavailable, why)
+	return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: "webhook: read the body", Msg: "it ended early or was malformed"}
 }
 
-// errText is err's text where it is classified, which means that it may be
-// logged, or else its type.
-func errText(err error) string {
-	if f := (*fault.Error)(nil); errors.As(err, &f) {
-		return err.Error()
+// handOn gives a delivery to the handler.
+func (rt *route) handOn(ctx context.Context, d notifier.Delivery) *refusal {
+	switch err := rt.s.h(ctx, d); {
+	case err == nil:
+		return nil
+	case !fault.Is(err, fault.Invalid):
+		return awayFor("the notice could not be handed on", err)
+	case rt.profile.loops:
+		rt.s.o.Observe(Rejection{Source: rt.Name, Reason: Invalid, Status: http.StatusOK})
+		rt.log.ErrorContext(ctx, "a notice that can never be handled was acknowledged, since the sender would repeat it without end", "err", errText(err), "id", d.ID)
+		return nil
+	default:
+		return &refusal{status: http.StatusBadRequest, reason: Invalid, why: "the notice can never be handled", err: err}
 	}
-	return fmt.Sprintf("%T", err)
 }
 
-func answer(w http.ResponseWriter, code int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(code)
-	_, _ = io.WriteString(w, text+"\n")
-}
-
-// throttle lets one through a second and counts the rest.
-type throttle struct{ next, held atomic.Int64 }
-
-// allow reports whether this one may pass, and how many were held since the
-// last.
-func (t *throttle) allow(now time.Time) (held int64, ok bool) {
-	next := t.next.Load()
-	if now.UnixNano() < next || !t.next.CompareAndSwap(next, now.Add(time.Second).UnixNano()) {
-		t.held.Add(1)
-		return 0, false
-	}
-	return t.held.Swap(0), true
+// mounted gives a request whose body was read to the route's own handler.
+func (rt *route) mounted(ctx context.Context, w http.ResponseWriter, r *http.Request, body []byte) *refusal {
+	r = r.WithContext(ctx)
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	rt.Handler.ServeHTTP(w, r)
+	return nil
 }

@@ -58,20 +58,20 @@ func TestJetStreamOutage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := serve(t, Options{Timeout: 400 * time.Millisecond}, notifier.New(stream{js}, stream{js}, nil).Handler(decode))
+	r := serve(t, Options{Routes: within(400 * time.Millisecond)}, notifier.New(stream{js}, stream{js}, nil).Handler(decode))
 
-	if code, _, _ := r.post(notice(0), nil); code != 200 {
+	if code, _, _ := r.post(moved(0), nil); code != 200 {
 		t.Fatalf("status %d before the outage; expected 200", code)
 	}
 	srv.Stop()
-	if code, header, _ := r.post(notice(0), nil); code != 503 || header.Get("Retry-After") == "" {
+	if code, header, _ := r.post(moved(0), nil); code != 503 || header.Get("Retry-After") == "" {
 		t.Fatalf("status %d during the outage; expected 503", code)
 	}
 	var wg sync.WaitGroup
 	var refused atomic.Int64
 	for v := range changes {
 		wg.Go(func() {
-			body := notice(v)
+			body := moved(v)
 			if v%4 == 3 {
 				body = fmt.Sprint("poison ", v)
 			}

@@ -1,72 +1,89 @@
-// Package webhook receives notices by HTTP POST, as an API destination of
-// Amazon EventBridge sends them, behind an API key.
+// Package webhook receives notices that are pushed by HTTP: one listener with a
+// route for each sender, each with its own protocol and its own authentication.
 //
-// What it answers follows from what the sender does with an answer. EventBridge
-// waits 5 s, tries again after 429, 5xx and silence, and drops the event for
-// good on any other status.
-// https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-api-destinations.html
-// So an outage of ours is always 503, and 4xx is only for what can never work:
-// a wrong key, method, content type or size.
+// What a route answers follows from what its sender does with an answer; see
+// the kinds of routes. Most drop a notice for good on most of the 4xx, so these
+// are only for what can never work: wrong credentials, method, type or size. An
+// outage of ours, also of what authentication needs, is always 503.
+//
+// Nothing that a request names is ever fetched, and a request waits for nothing
+// that has no bound: its header, its body in time and in bytes, how many are in
+// flight, and how many bytes these hold together.
 package webhook
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
 )
 
 const (
-	defaultPath    = "/v1/eventbridge"
-	defaultHeader  = "X-Api-Key"
-	defaultMaxBody = 1 << 20
-	defaultTimeout = 4500 * time.Millisecond
-
 	healthPath = "/healthz"
 	readyPath  = "/readyz"
-
-	// minKey is the least length of an API key in bytes: 16 random bytes in
-	// any usual encoding are longer.
-	minKey = 16
 
 	op = "webhook"
 )
 
-// Options of [Handler] and [Listen]. APIKeys is required; the zero value of
-// each other field means its default. Options print without their keys.
-type Options struct {
-	// APIKeys are the keys that are accepted, each at least 16 bytes long.
-	// Give two while a key is being rotated.
-	APIKeys []string
-	// Header holds the key in a request. X-Api-Key by default.
-	Header string
-	// Path receives notices. /v1/eventbridge by default.
+// A Route is one path, for one sender. The zero value of each field but Kind
+// and Auth means its kind's default.
+type Route struct {
+	// Path is compared with a request's as it is: no pattern, no cleaning. It is
+	// /v1/ and the name by default.
 	Path string
-	// Name is the source name of deliveries. "webhook" by default.
+	// Name is the source name of deliveries: letters, digits, hyphen and
+	// underscore, unique among the routes. By default it is that of the kind.
 	Name string
-	// MaxBody bounds a body in bytes. 1 MiB by default.
+	// Kind is the protocol.
+	Kind Kind
+	// MaxBody bounds a body in bytes.
 	MaxBody int64
-	// Timeout bounds a request from its header to the answer. 4.5 s by
-	// default, since EventBridge waits 5 s.
+	// Timeout bounds a request from its header to the answer. By default it is
+	// somewhat less than the sender waits.
 	Timeout time.Duration
-	// MaxInFlight bounds how many requests are read and handled at a time, and
-	// with MaxBody the memory that they take; more are answered 503. 128 by
-	// default.
+	// Auth are alternatives: a request is let in that any of them accepts. At
+	// least one is needed, but for a kind whose notices are signed.
+	Auth []Authenticator
+	// Handler answers the requests of a route of kind [VaultAudit] instead of the
+	// handler of deliveries, behind the same authentication and bounds: it gets
+	// a body that was read, and a context that ends with Timeout.
+	Handler http.Handler
+}
+
+// Format prints r without what its authenticators hold.
+func (r Route) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "{%s %T %s auth:%d}", r.Name, r.Kind, r.Path, len(r.Auth))
+}
+
+// MarshalJSON is what Format prints.
+func (r Route) MarshalJSON() ([]byte, error) { return []byte(fmt.Sprintf("%q", fmt.Sprint(r))), nil }
+
+// Options of [Handler] and [Listen]. Routes is required; the zero value of each
+// other field means its default. Options print without keys.
+type Options struct {
+	Routes []Route
+	// MaxInFlight bounds how many requests are read and handled at a time, on
+	// all routes; more are answered 503. 128 by default. Half of it is the most
+	// that strangers can take, whose body must be read to know who they are.
 	MaxInFlight int
+	// MaxBytes bounds the memory that bodies in flight take, likewise. 64 MiB by
+	// default. It is at least the largest MaxBody.
+	MaxBytes int64
 	// Ready reports why notices cannot be handed on at present. nil is always
-	// ready. It must be safe for concurrent use and obey its context.
+	// ready. It is asked once a second at most, and must obey its context.
 	Ready func(context.Context) error
 	// Logger gets a line for each refusal and outage, without the notice or
 	// any key. The default discards.
 	Logger *slog.Logger
+	// Observe is told of each request that was not accepted. It is called
+	// concurrently, must not block, and may be nil.
+	Observe func(Rejection)
 
 	// What follows is for Listen only.
 
@@ -81,75 +98,120 @@ type Options struct {
 	// terminates TLS in front of it.
 	TLS *tls.Config
 	// Drain bounds how long requests in flight may go on after the end of the
-	// context of Run. Timeout and one second more by default.
+	// context of Run. The longest Timeout and one second more by default.
 	Drain time.Duration
 }
 
-// Format prints o without its keys, whatever the verb.
+// Format prints o without keys, whatever the verb.
 func (o Options) Format(f fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(f, "{Addr:%s Path:%s Header:%s keys:%d TLS:%t}", o.Addr, o.Path, o.Header, len(o.APIKeys), o.TLS != nil || o.CertFile != "")
+	_, _ = fmt.Fprintf(f, "{Addr:%s Routes:%v TLS:%t}", o.Addr, o.Routes, o.TLS != nil || o.CertFile != "")
 }
 
 // LogValue is what slog prints of o.
 func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) }
 
-// MarshalJSON keeps the keys out of JSON too.
+// MarshalJSON is what Format prints.
 func (o Options) MarshalJSON() ([]byte, error) { return []byte(fmt.Sprintf("%q", fmt.Sprint(o))), nil }
 
-var headerForm = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+func bad(format string, args ...any) error { return fault.Newf(fault.Invalid, op, format, args...) }
 
-// withDefaults returns o complete, its keys moved to digests, or an error of
-// kind Invalid.
-func (o Options) withDefaults() (Options, keys, error) {
-	bad := func(format string, args ...any) (Options, keys, error) {
-		return Options{}, nil, fault.Newf(fault.Invalid, op, format, args...)
-	}
-	if len(o.APIKeys) == 0 {
-		return bad("no API key; expected at least one, since anybody could post otherwise")
-	}
-	var ks keys
-	for i, k := range o.APIKeys {
-		if len(k) < minKey || strings.TrimSpace(k) != k || strings.ContainsFunc(k, func(r rune) bool { return r < ' ' || r > '~' }) {
-			return bad("API key %d has %d bytes; expected at least %d printable ASCII characters without spaces around them; a final newline of a file must go", i+1, len(k), minKey)
-		}
-		ks = append(ks, sha256.Sum256([]byte(k)))
-	}
-	o.APIKeys = nil
-	if o.Header == "" {
-		o.Header = defaultHeader
-	}
-	if !headerForm.MatchString(o.Header) {
-		return bad("header %q; expected letters, digits and hyphens", o.Header)
-	}
-	o.Header = http.CanonicalHeaderKey(o.Header)
-	if o.Path == "" {
-		o.Path = defaultPath
-	}
-	if !strings.HasPrefix(o.Path, "/") || o.Path == healthPath || o.Path == readyPath {
-		return bad("path %q; expected one that begins with a slash and is neither %s nor %s", o.Path, healthPath, readyPath)
-	}
-	if o.MaxBody < 0 || o.Timeout < 0 || o.MaxInFlight < 0 || o.Drain < 0 {
-		return bad("a bound is negative; expected positive ones, or 0 for the default")
+// withDefaults returns o complete, or an error of kind Invalid.
+func (o Options) withDefaults() (Options, error) {
+	if o.MaxInFlight < 0 || o.MaxBytes < 0 || o.Drain < 0 {
+		return o, bad("a bound is negative; expected positive ones, or 0 for the default")
 	}
 	if (o.CertFile == "") != (o.KeyFile == "") {
-		return bad("only one of certificate and key file; expected both or neither")
+		return o, bad("only one of certificate and key file; expected both or neither")
 	}
 	if o.CertFile != "" && o.TLS != nil {
-		return bad("both certificate files and a TLS configuration; expected one of them")
+		return o, bad("both certificate files and a TLS configuration; expected one of them")
 	}
-	setDefault(&o.Name, "webhook")
-	setDefault(&o.MaxBody, defaultMaxBody)
-	setDefault(&o.Timeout, defaultTimeout)
+	if len(o.Routes) == 0 {
+		return o, bad("no route; expected at least one")
+	}
 	setDefault(&o.MaxInFlight, 128)
+	setDefault(&o.MaxBytes, 64<<20)
 	setDefault(&o.Addr, ":8080")
-	setDefault(&o.Drain, o.Timeout+time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Ready == nil {
 		o.Ready = func(context.Context) error { return nil }
 	}
-	return o, ks, nil
+	if o.Observe == nil {
+		o.Observe = func(Rejection) {}
+	}
+	routes := make([]Route, len(o.Routes))
+	paths, names := map[string]bool{healthPath: true, readyPath: true}, map[string]bool{}
+	for i, r := range o.Routes {
+		var err error
+		if r, _, err = r.withDefaults(); err != nil {
+			return o, fmt.Errorf("route %d: %w", i+1, err)
+		}
+		if paths[r.Path] || names[r.Name] {
+			return o, bad("route %d has the path %s and the name %s, of which one is taken; expected unique ones, and neither %s nor %s", i+1, r.Path, r.Name, healthPath, readyPath)
+		}
+		paths[r.Path], names[r.Name] = true, true
+		routes[i] = r
+	}
+	o.Routes = routes
+	for _, r := range routes {
+		o.MaxBytes = max(o.MaxBytes, 2*(r.MaxBody+1))
+	}
+	setDefault(&o.Drain, o.longest()+time.Second)
+	return o, nil
+}
+
+// longest is the longest time-out of a route.
+func (o Options) longest() (d time.Duration) {
+	for _, r := range o.Routes {
+		d = max(d, r.Timeout)
+	}
+	return d
+}
+
+var (
+	nameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	pathForm = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)+$`)
+)
+
+// withDefaults returns r complete, with what is known of its kind.
+func (r Route) withDefaults() (Route, profile, error) {
+	if r.Kind == nil {
+		return r, profile{}, bad("no kind; expected one, as webhook.EventBridge{}")
+	}
+	p, err := r.Kind.profile()
+	if err != nil {
+		return r, p, err
+	}
+	if r.MaxBody < 0 || r.Timeout < 0 {
+		return r, p, bad("a bound is negative; expected positive ones, or 0 for the default")
+	}
+	setDefault(&r.Name, p.name)
+	setDefault(&r.Path, "/v1/"+r.Name)
+	setDefault(&r.MaxBody, p.maxBody)
+	setDefault(&r.Timeout, p.timeout)
+	switch {
+	case !nameForm.MatchString(r.Name):
+		return r, p, bad("name %q; expected at most 64 letters, digits, hyphens and underscores", r.Name)
+	case !pathForm.MatchString(r.Path) || path.Clean(r.Path) != r.Path:
+		return r, p, bad("path %q; expected a slash before each of its parts, of letters, digits and ._~-", r.Path)
+	case len(r.Auth) == 0 && !p.signed:
+		return r, p, bad("route %s has no authentication; expected at least one, since anybody could post otherwise", r.Name)
+	case r.Handler != nil && !p.plain:
+		return r, p, bad("route %s has a handler of its own; expected that only for webhook.VaultAudit", r.Name)
+	}
+	for i, a := range r.Auth {
+		if a == nil {
+			return r, p, bad("authenticator %d of route %s is nil", i+1, r.Name)
+		}
+	}
+	for _, o := range p.origins {
+		if o == "" || o == "*" {
+			return r, p, bad("an origin of route %s is empty or *; expected names", r.Name)
+		}
+	}
+	return r, p, nil
 }
 
 func setDefault[T comparable](p *T, v T) {
@@ -157,19 +219,4 @@ func setDefault[T comparable](p *T, v T) {
 	if *p == zero {
 		*p = v
 	}
-}
-
-// keys are digests of API keys: digests have one length, so that comparing them
-// does not tell a key's.
-type keys [][sha256.Size]byte
-
-// hold reports whether k is one of them, in a time that does not depend on
-// which.
-func (ks keys) hold(k string) bool {
-	sum := sha256.Sum256([]byte(k))
-	found := 0
-	for i := range ks {
-		found |= subtle.ConstantTimeCompare(ks[i][:], sum[:])
-	}
-	return found == 1
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -58,7 +59,7 @@ func head(k string, length int) string {
 // TestKeyIsCheckedBeforeTheBody: with a wrong key, or a body announced too
 // long, the answer comes though the body never does.
 func TestKeyIsCheckedBeforeTheBody(t *testing.T) {
-	r := serve(t, Options{Timeout: time.Minute}, func(context.Context, notifier.Delivery) error { t.Error("handled"); return nil })
+	r := serve(t, Options{Routes: within(time.Minute)}, func(context.Context, notifier.Delivery) error { t.Error("handled"); return nil })
 	if got := status(t, raw(t, r, head("wrong", 1000))); got != 401 {
 		t.Errorf("status %d; expected 401 before the body", got)
 	}
@@ -71,10 +72,10 @@ func TestKeyIsCheckedBeforeTheBody(t *testing.T) {
 // for long, and neither keeps others out.
 func TestSlowLoris(t *testing.T) {
 	b := newBus()
-	r := serve(t, Options{Timeout: 300 * time.Millisecond}, notifier.New(b, b, nil).Handler(decode))
+	r := serve(t, Options{Routes: within(300 * time.Millisecond)}, notifier.New(b, b, nil).Handler(decode))
 	slowBody := raw(t, r, head(key, 1000)+"{")
 	slowHead := raw(t, r, "POST /v1/eventbridge HTTP/1.1\r\nHost: x\r\nX-Api-")
-	if code, _, _ := r.post(notice(1), nil); code != 200 {
+	if code, _, _ := r.post(moved(1), nil); code != 200 {
 		t.Errorf("status %d beside slow clients; expected 200", code)
 	}
 	if got := status(t, slowBody); got != 503 {
@@ -95,7 +96,7 @@ func TestSlowLoris(t *testing.T) {
 // TestHandlerBoundsTheBodyByItself: the handler mounted in somebody else's
 // server, which has no time-outs.
 func TestHandlerBoundsTheBodyByItself(t *testing.T) {
-	h, err := Handler(func(context.Context, notifier.Delivery) error { t.Error("handled"); return nil }, Options{APIKeys: []string{key}, Timeout: 200 * time.Millisecond})
+	h, err := Handler(func(context.Context, notifier.Delivery) error { t.Error("handled"); return nil }, Options{Routes: within(200 * time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func TestDrain(t *testing.T) {
 	b.set(nil, hold)
 	r := serve(t, Options{}, notifier.New(b, b, nil).Handler(decode))
 	code := make(chan int, 1)
-	go func() { c, _, _, _ := r.try(notice(1), nil); code <- c }()
+	go func() { c, _, _, _ := r.try(moved(1), nil); code <- c }()
 	testenv.Eventually(t, 10*time.Second, "a post inside the bus", func() bool { _, _, in := b.counts(); return in == 1 })
 	r.stop()
 	testenv.Eventually(t, 10*time.Second, "the port to be closed", func() bool {
@@ -152,9 +153,9 @@ func TestDrain(t *testing.T) {
 func TestDrainIsBounded(t *testing.T) {
 	b := newBus()
 	b.set(nil, make(chan struct{}))
-	r := serve(t, Options{Timeout: time.Hour, Drain: 100 * time.Millisecond}, notifier.New(b, b, nil).Handler(decode))
+	r := serve(t, Options{Routes: within(time.Hour), Drain: 100 * time.Millisecond}, notifier.New(b, b, nil).Handler(decode))
 	done := make(chan struct{})
-	go func() { defer close(done); _, _, _, _ = r.try(notice(1), nil) }()
+	go func() { defer close(done); _, _, _, _ = r.try(moved(1), nil) }()
 	testenv.Eventually(t, 10*time.Second, "a post inside the bus", func() bool { _, _, in := b.counts(); return in == 1 })
 	start := time.Now()
 	r.stop()
@@ -170,7 +171,7 @@ func TestDrainIsBounded(t *testing.T) {
 }
 
 func TestRunSaysWhyItEnded(t *testing.T) {
-	s, err := Listen(t.Context(), Options{APIKeys: []string{key}, Addr: "127.0.0.1:0"})
+	s, err := Listen(t.Context(), Options{Routes: bridge(nil), Addr: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,17 +219,17 @@ func TestTLS(t *testing.T) {
 	pool := writePair(t, dir, 1)
 	b := newBus()
 	r := serve(t, Options{CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem")}, notifier.New(b, b, nil).Handler(decode))
-	if !strings.HasPrefix(r.URL(), "https://127.0.0.1:") {
-		t.Errorf("URL %s", r.URL())
+	if !strings.HasPrefix(r.URL("/"), "https://127.0.0.1:") {
+		t.Errorf("URL %s", r.URL("/"))
 	}
 	use := func(c *tls.Config) { r.http.Transport = &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true} }
 	use(&tls.Config{RootCAs: pool})
-	if code, _, _ := r.post(notice(1), nil); code != 200 {
+	if code, _, _ := r.post(moved(1), nil); code != 200 {
 		t.Errorf("status %d; expected 200", code)
 	}
 	r.http.CloseIdleConnections()
 	use(&tls.Config{RootCAs: pool, MaxVersion: tls.VersionTLS11}) //nolint:gosec // what must fail
-	if _, _, _, err := r.try(notice(1), nil); err == nil {
+	if _, _, _, err := r.try(moved(1), nil); err == nil {
 		t.Error("TLS 1.1 was accepted")
 	}
 	if n, _, _ := b.counts(); n != 1 {
@@ -242,7 +243,7 @@ func TestTLS(t *testing.T) {
 func TestCertificateIsRenewed(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, dir, 1)
-	c := &certificate{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem"), log: mustDefaults(t).Logger}
+	c := &certificate{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem"), log: slog.New(slog.DiscardHandler)}
 	if err := c.load(time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -280,13 +281,4 @@ func TestCertificateIsRenewed(t *testing.T) {
 	if got := serial(); got != 2 {
 		t.Errorf("serial %d after the renewal; expected 2", got)
 	}
-}
-
-func mustDefaults(t *testing.T) Options {
-	t.Helper()
-	o, _, err := Options{APIKeys: []string{key}}.withDefaults()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
@@ -27,9 +28,9 @@ const (
 // A Source is an HTTP server that is a [notifier.Source].
 type Source struct {
 	o    Options
-	keys keys
 	ln   net.Listener
 	tls  *tls.Config
+	busy atomic.Pointer[gate]
 }
 
 // Listen opens the port of o.Addr, so that [Source.Addr] is known and a port
@@ -37,11 +38,11 @@ type Source struct {
 // The error is Invalid for options that cannot work and Unavailable for a port
 // that cannot be had.
 func Listen(ctx context.Context, o Options) (*Source, error) {
-	o, ks, err := o.withDefaults()
+	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{o: o, keys: ks}
+	s := &Source{o: o}
 	switch {
 	case o.TLS != nil:
 		s.tls = o.TLS.Clone()
@@ -64,8 +65,9 @@ func Listen(ctx context.Context, o Options) (*Source, error) {
 // Addr is where the source listens.
 func (s *Source) Addr() net.Addr { return s.ln.Addr() }
 
-// URL is where notices are posted to, for a client on this machine.
-func (s *Source) URL() string {
+// URL is where notices for the route at path are posted to, for a client on this
+// machine.
+func (s *Source) URL(path string) string {
 	scheme := "http://"
 	if s.tls != nil {
 		scheme = "https://"
@@ -74,7 +76,17 @@ func (s *Source) URL() string {
 	if ip := net.ParseIP(host); err == nil && (ip == nil || ip.IsUnspecified()) {
 		host = "localhost"
 	}
-	return scheme + net.JoinHostPort(host, port) + s.o.Path
+	return scheme + net.JoinHostPort(host, port) + path
+}
+
+// InFlight is how many requests are being read and handled, and how many bytes
+// their bodies take, for metrics. It may be called at any time.
+func (s *Source) InFlight() (requests int, bytes int64) {
+	g := s.busy.Load()
+	if g == nil {
+		return 0, 0
+	}
+	return len(g.slots), g.bytes.Load()
 }
 
 // Close gives the port back if Run was never called.
@@ -93,17 +105,24 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	// Requests outlive ctx for as long as the drain lasts.
 	base, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	inner := newServer(h, s.o, s.keys)
+	inner, err := newServer(h, s.o)
+	if err != nil {
+		return err
+	}
+	s.busy.Store(inner.gate)
+	longest := s.o.longest()
 	srv := &http.Server{
 		Handler:           inner,
 		TLSConfig:         s.tls,
 		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readHeaderTimeout + s.o.Timeout,
-		WriteTimeout:      readHeaderTimeout + s.o.Timeout + 5*time.Second,
+		ReadTimeout:       readHeaderTimeout + longest,
+		WriteTimeout:      readHeaderTimeout + longest + 5*time.Second,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return base },
-		ErrorLog:          slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelDebug),
+		// What HTTP/2 takes in before anybody has asked for it.
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10},
+		ErrorLog: slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, 1)
 	go func() {
@@ -132,7 +151,7 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	if err := <-ended; failed == nil && !errors.Is(err, http.ErrServerClosed) {
 		failed = &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: "webhook: serve", Err: err}
 	}
-	if !inner.idle(lastCall) {
+	if !inner.gate.idle(lastCall) {
 		s.o.Logger.ErrorContext(ctx, "a handler does not obey its context")
 	}
 	return failed
