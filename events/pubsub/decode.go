@@ -60,6 +60,9 @@ type Decoder struct {
 func (d Decoder) Decode(m Message, received time.Time) ([]events.Event, error) {
 	what := strings.TrimSpace(m.Attributes[attrType])
 	if what == "" {
+		if isAuditLog(m.resource()) {
+			return nil, auditLog()
+		}
 		return nil, fault.Newf(fault.Invalid, opDecode, "the attribute eventType is missing; expected a message that Secret Manager published")
 	}
 	c, known := changes[what]

@@ -385,21 +385,26 @@ func FuzzDecodePush(f *testing.F) {
 	for _, body := range messages(f) {
 		f.Add(body)
 	}
+	words := noticetest.Vocabulary(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		es, err := Decoder{}.DecodePush(body, received)
 		noticetest.Sound(t, es, err, fault.Invalid, fault.Unavailable)
+		words.NoEcho(t, body, err)
 		es, err = Decoder{}.DecodeEventarc(func(string) string { return "" }, body, received)
 		noticetest.Sound(t, es, err, fault.Invalid, fault.Unavailable)
+		words.NoEcho(t, body, err)
 	})
 }
 
 func FuzzDecode(f *testing.F) {
 	f.Add("SECRET_VERSION_ADD", secret, secret+"/versions/2", "2026-06-01T03:00:00.5-07:00", "1", []byte(`{"state":"ENABLED"}`))
 	f.Add("SECRET_ROTATE", secret, "", "", "", []byte(`{"etag":"\"16\""}`))
+	words := noticetest.Vocabulary(f)
 	f.Fuzz(func(t *testing.T, what, name, version, at, id string, data []byte) {
 		a := map[string]string{"eventType": what, "secretId": name, "versionId": version, "timestamp": at}
 		es, err := Decoder{}.Decode(Message{Attributes: a, Data: data, ID: id}, received)
 		noticetest.Sound(t, es, err, fault.Invalid)
+		words.NoEcho(t, slices.Concat([]byte(what+name+version+at+id), data), err)
 	})
 }
 
@@ -408,13 +413,17 @@ func TestDecodeIsTotal(t *testing.T) {
 }
 
 func TestDecodeNeverEchoes(t *testing.T) {
-	noticetest.NeverEchoes(t, messages(t), decode, func(key string) bool {
-		switch strings.ToLower(key) {
-		case "secretid", "versionid", "messageid", "message_id":
-			return true
-		}
-		return false
-	}, 2000)
+	noticetest.NeverEchoes(t, messages(t), decode, isIdentity, 2000)
+}
+
+// isIdentity reports whether an attribute or a member names a thing and is
+// copied if it has the form of a name.
+func isIdentity(key string) bool {
+	switch strings.ToLower(key) {
+	case "secretid", "versionid", "messageid", "message_id":
+		return true
+	}
+	return false
 }
 
 func decode(body []byte) ([]events.Event, error) { return Decoder{}.DecodePush(body, received) }

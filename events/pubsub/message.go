@@ -48,9 +48,12 @@ func ParsePush(body []byte) (Message, error) {
 	if err != nil {
 		return Message{}, err
 	}
+	return parseWrapped(env)
+}
+
+func parseWrapped(env notice.Object) (Message, error) {
 	if !env.Has("message") {
-		// The data of a secret's message is the secret or version itself.
-		if secretForm.MatchString(env.Text("name")) || versionForm.MatchString(env.Text("name")) {
+		if isResource(env) {
 			return Message{}, noAttributes()
 		}
 		return Message{}, fault.Newf(fault.Invalid, opDecode, "the member message is missing; expected %s", wrapped)
@@ -59,12 +62,24 @@ func ParsePush(body []byte) (Message, error) {
 	if in == nil {
 		return Message{}, fault.Newf(fault.Invalid, opDecode, "the member message is no object; expected %s", wrapped)
 	}
-	m := Message{Attributes: in.Texts("attributes"), ID: firstOf(in.Text("messageId"), in.Text("message_id"))}
+	return parseMessage(in)
+}
+
+// parseMessage reads a message as JSON has it, with its data in base64.
+// https://cloud.google.com/pubsub/docs/reference/rest/v1/PubsubMessage
+func parseMessage(in notice.Object) (m Message, err error) {
+	m = Message{Attributes: in.Texts("attributes"), ID: firstOf(in.Text("messageId"), in.Text("message_id"))}
 	m.Published, _ = notice.Time(firstOf(in.Text("publishTime"), in.Text("publish_time")))
 	if m.Data, err = base64.StdEncoding.DecodeString(in.Text("data")); err != nil {
 		return Message{}, fault.Newf(fault.Invalid, opDecode, "message.data is not base64 in the standard alphabet; expected %s", wrapped)
 	}
 	return m, nil
+}
+
+// isResource reports whether env is a secret or a version itself, which is the
+// data of a message.
+func isResource(env notice.Object) bool {
+	return secretForm.MatchString(env.Text("name")) || versionForm.MatchString(env.Text("name"))
 }
 
 // ParseUnwrapped reads a push delivery of a subscription with --push-no-wrapper
@@ -102,9 +117,14 @@ func ParseEventarc(header func(string) string, body []byte) (Message, error) {
 	if err != nil {
 		return Message{}, err
 	}
-	switch {
-	case !env.Has("specversion"):
+	if !env.Has("specversion") {
 		return Message{}, fault.Newf(fault.Invalid, opDecode, "neither the header ce-type nor the member specversion is there; expected %s", expected)
+	}
+	return parseStructured(env)
+}
+
+func parseStructured(env notice.Object) (Message, error) {
+	switch {
 	case env.Text("type") != published:
 		return Message{}, otherType()
 	case env.Has("data"):
@@ -112,7 +132,7 @@ func ParseEventarc(header func(string) string, body []byte) (Message, error) {
 	}
 	data, err := base64.StdEncoding.DecodeString(env.Text("data_base64"))
 	if err != nil {
-		return Message{}, fault.Newf(fault.Invalid, opDecode, "data_base64 is not base64; expected %s", expected)
+		return Message{}, fault.Newf(fault.Invalid, opDecode, "data_base64 is not base64; expected a Pub/Sub push in it")
 	}
 	return ParsePush(data)
 }
@@ -121,6 +141,13 @@ func ParseEventarc(header func(string) string, body []byte) (Message, error) {
 // have another payload.
 func otherType() error {
 	return fault.Newf(fault.Invalid, opDecode, "the CloudEvent is of another type; expected %s: let the trigger listen to the secret's topic", published)
+}
+
+// auditLog refuses an entry of the audit log that came by a log sink or a
+// trigger of its own: it tells of calls, failed ones too, and names no version
+// in the way of notices.
+func auditLog() error {
+	return fault.Newf(fault.Invalid, opDecode, "this is an entry of the audit log; expected a message that Secret Manager published: set the topic on the secret (gcloud secrets update --add-topics)")
 }
 
 // resource returns the secret or version that the data holds, without any
