@@ -61,15 +61,14 @@ func (d Decoder) notification(o, data notice.Object, received time.Time) ([]even
 	c := change{cause: causeEvent, ns: namespace(data.Text("namespace")), mount: strings.Trim(exact(data.Object("plugin_info"), "mount_path"), "/")}
 	path := exact(meta, "path")
 	rest, inside := below(path, c.mount)
-	switch {
-	case what == rotate:
+	if what == rotate {
 		role := meta.Text("name")
 		// The path of a rotation by schedule is that of the mount.
 		if c.mount == "" || !inside && path != c.mount || !roleForm.MatchString(role) {
 			return nil, fault.Newf(fault.Invalid, opDecode, "plugin_info.mount_path, metadata.path and metadata.name do not name a static role; expected a path at or below the mount, and the name of the role")
 		}
 		c.name, c.typ, c.rotated = staticCreds+role, events.VersionActivated, true
-	default:
+	} else {
 		name, at := strings.CutPrefix(rest, k.endpoint)
 		if !inside || !at || name == "" {
 			return nil, fault.Newf(fault.Invalid, opDecode, "metadata.path is not that of a secret below plugin_info.mount_path; expected MOUNT/%sPATH", k.endpoint)

@@ -85,7 +85,7 @@ func (s *Server) kv(e *engine, req *request, path string) answer {
 		delete(e.keys, name)
 		return done
 	case route{"LIST", "metadata"}:
-		return e.list(name)
+		return e.list(name, s.page(req))
 	case route{http.MethodPost, "delete"}, route{http.MethodPost, "undelete"}, route{http.MethodPost, "destroy"}:
 		return s.changeVersions(e, k, endpoint, req)
 	}

@@ -3,6 +3,7 @@ package vaultfake
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -149,8 +150,24 @@ func customPairs(req *request) (map[string]any, *answer) {
 	return pairs, nil
 }
 
+// A page is which part of a list is asked for. The zero page is all of it.
+type page struct {
+	after string
+	limit int
+}
+
+// page reads the parameters of OpenBao's lists, which Vault ignores.
+// https://openbao.org/api-docs/secret/kv/kv-v2/#list-secrets
+func (s *Server) page(req *request) page {
+	if !s.paged {
+		return page{}
+	}
+	q := url.Values(req.query)
+	return page{q.Get("after"), number(q.Get("limit"))}
+}
+
 // list tells the keys of a folder, and the folders in it with a slash.
-func (e *engine) list(folder string) answer {
+func (e *engine) list(folder string, p page) answer {
 	if folder != "" && !strings.HasSuffix(folder, "/") {
 		folder += "/"
 	}
@@ -165,14 +182,19 @@ func (e *engine) list(folder string) answer {
 		}
 		seen[rest] = true
 	}
-	if len(seen) == 0 {
-		return notFound
-	}
 	keys := make([]string, 0, len(seen))
 	for k := range seen {
-		keys = append(keys, k)
+		if k > p.after {
+			keys = append(keys, k)
+		}
+	}
+	if len(keys) == 0 {
+		return notFound
 	}
 	slices.Sort(keys)
+	if p.limit > 0 && len(keys) > p.limit {
+		keys = keys[:p.limit]
+	}
 	return ok(map[string]any{"keys": keys})
 }
 

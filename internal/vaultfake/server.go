@@ -1,5 +1,6 @@
 // Package vaultfake is a stateful Vault for tests: the key-value engine of
-// version 2, policies, tokens, AppRole, response wrapping and namespaces. It
+// version 2, policies, tokens, AppRole, response wrapping, namespaces and, if
+// it is to be the Enterprise edition, event notifications. It
 // listens on loopback and speaks the HTTP API, so that the real client is what
 // is tested. Set it up over that API too, with [Root] as the token, exactly as
 // a real server: the tests of vaultkv send one list of requests to both and
@@ -54,6 +55,11 @@ type Server struct {
 	wraps  map[string]*wrapped
 	faults []failure
 	calls  []Call
+
+	enterprise bool
+	paged      bool
+	subs       map[*subscriber]bool
+	serving    sync.WaitGroup // the handlers of subscriptions
 }
 
 // A space is what a namespace has of its own.
@@ -76,6 +82,7 @@ func New(t testing.TB) *Server {
 	s := &Server{
 		transport: &http.Transport{MaxIdleConnsPerHost: 64},
 		spaces:    map[string]*space{}, wraps: map[string]*wrapped{}, tokens: map[string]*token{},
+		subs: map[*subscriber]bool{},
 	}
 	s.tokens[Root] = &token{
 		id: Root, accessor: id(12), policies: []string{"root"}, path: "auth/token/create", name: "token",
@@ -84,6 +91,8 @@ func New(t testing.TB) *Server {
 	s.space("").mounts["secret/"] = newEngine()
 	s.http = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(func() {
+		s.CutEvents()
+		s.serving.Wait()
 		s.transport.CloseIdleConnections()
 		s.http.CloseClientConnections()
 		s.http.Close()
@@ -185,6 +194,7 @@ type answer struct {
 	beside   map[string]any // members beside those of the envelope
 	full     bool           // an error status with an envelope, or, without data and warnings, with nothing
 	rewrap   []byte         // an envelope that was kept
+	sub      *subscriber    // that is to be served instead
 }
 
 func ok(data any) answer                  { return answer{status: http.StatusOK, data: data} }
@@ -222,6 +232,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.calls = append(s.calls, Call{req.ns, req.method, req.path, a.status})
 	w.Header().Set("Date", s.now().Format(http.TimeFormat))
 	s.mu.Unlock()
+	if a.sub != nil {
+		s.stream(w, r, a.sub)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(a.status)
@@ -279,8 +293,13 @@ func (s *Server) answer(req *request, r *http.Request) answer {
 	if e == nil {
 		return noRoute(req.path)
 	}
+	_, name, _ := strings.Cut(path, "/")
+	existed := e.keys[name] != nil
 	a := s.kv(e, req, path)
 	a.kind = "kv"
+	if a.status < 300 {
+		s.notifyKV(req, strings.TrimSuffix(req.path, path), path, e, existed)
+	}
 	return a
 }
 

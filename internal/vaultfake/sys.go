@@ -125,6 +125,10 @@ func (s *Server) sys(req *request, path string) answer {
 		if name == "wrap" {
 			return answer{status: http.StatusOK, data: req.body, kind: "system"}
 		}
+	case "GET events":
+		if pattern, ok := strings.CutPrefix(name, "subscribe/"); ok && s.enterprise && pattern != "" {
+			return s.subscribe(req, pattern)
+		}
 	case "POST seal":
 		s.sealed = true
 		return done
