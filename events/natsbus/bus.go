@@ -1,6 +1,7 @@
 // Package natsbus carries events over NATS JetStream.
 //
-// Three streams hold what must not be lost: events, dead letters, schedules.
+// Four streams hold what must not be lost: events, late events, dead letters,
+// schedules.
 // A [Bus] is for the side that publishes and runs schedules; it may create the
 // streams. A [Subscriber] is for agents: it needs no JetStream consumer and no
 // right on a stream but to read single messages from it.
@@ -37,8 +38,13 @@ const (
 	// deadline. It is below the five seconds that EventBridge waits.
 	DefaultPublishTimeout = 4 * time.Second
 	// DefaultMaxInFlight bounds the events that are published and not yet
-	// acknowledged, over all callers of one Bus.
-	DefaultMaxInFlight = 256
+	// acknowledged, over all callers of one Bus: one batch that is being
+	// committed and one that gathers.
+	DefaultMaxInFlight = 512
+	// DefaultMaxWaiting bounds the calls that wait for a place in flight.
+	DefaultMaxWaiting = 1024
+	// DefaultSkew is how much older than the newest an event may be.
+	DefaultSkew = time.Minute
 	// DefaultBuffer is how many live messages a subscription holds while its
 	// handler works. Beyond it messages are dropped and a replay follows.
 	DefaultBuffer = 1024
@@ -54,8 +60,9 @@ type Options struct {
 	// existing stream must have them; when not, it may have others.
 	MaxAge        time.Duration
 	MaxPerSubject int64
-	// Duplicates is the duplicate window of the events and dead-letter
-	// streams. An existing stream may have a longer one, not a shorter one.
+	// Duplicates is the duplicate window of the streams of events and late
+	// events. An existing stream may have a longer one, not a shorter one.
+	// Repetitions beyond it are found in the subject's history.
 	Duplicates time.Duration
 	// Update changes an existing stream that differs. Without it Open returns
 	// an error that names the difference.
@@ -66,8 +73,25 @@ type Options struct {
 
 	// PublishTimeout bounds each Publish and each Park.
 	PublishTimeout time.Duration
-	// MaxInFlight bounds unacknowledged events.
-	MaxInFlight int
+	// MaxInFlight bounds unacknowledged events, and MaxWaiting the Publish
+	// calls that wait beyond them. One more call is refused at once, with an
+	// error of kind Unavailable and class quota.
+	MaxInFlight, MaxWaiting int
+	// Skew is how far the clocks of clouds, rotators and notifiers may differ:
+	// an event is late if it is older than the newest by more. EventBridge's
+	// times have whole seconds. A newer event that is taken for late leaves
+	// agents as they are until they poll; an older one that is not does no
+	// harm, since agents read the store. All replicas should use the same.
+	Skew time.Duration
+	// Observe is called after each commit of events, for metrics. It must not
+	// block.
+	Observe func(Commit)
+	// GroupCommit makes one atomic batch of the events that gather while a
+	// commit is under way, if they are many. It pays with one server that
+	// syncs each commit to its disk (sync_interval: always), under load; with
+	// a server that does not, it costs. It is not used with several replicas,
+	// nor where the server cannot.
+	GroupCommit bool
 
 	// Buffer is the number of live messages held for a slow handler.
 	Buffer int
@@ -104,6 +128,15 @@ func (o *Options) withDefaults() Options {
 	if d.MaxInFlight <= 0 {
 		d.MaxInFlight = DefaultMaxInFlight
 	}
+	if d.MaxWaiting <= 0 {
+		d.MaxWaiting = DefaultMaxWaiting
+	}
+	if d.Skew <= 0 {
+		d.Skew = DefaultSkew
+	}
+	if d.Observe == nil {
+		d.Observe = func(Commit) {}
+	}
 	if d.Buffer <= 0 {
 		d.Buffer = DefaultBuffer
 	}
@@ -127,16 +160,20 @@ type Bus struct {
 	js    jetstream.JetStream
 	opts  Options
 	tries uint64 // maxUnclassified, except in tests
+
+	gate      *gate
+	subjects  subjects
+	news, old *committer // of the events stream, and of the late ones
 }
 
 var (
-	_ events.Publisher     = (*Bus)(nil)
-	_ events.Subscriber    = (*Bus)(nil)
-	_ events.Subscriber    = (*Subscriber)(nil)
-	_ notifier.DeadLetters = (*Bus)(nil)
+	_ events.ReceiptPublisher = (*Bus)(nil)
+	_ events.Subscriber       = (*Bus)(nil)
+	_ events.Subscriber       = (*Subscriber)(nil)
+	_ notifier.DeadLetters    = (*Bus)(nil)
 )
 
-// Open returns a Bus on nc once the three streams exist and are as they must
+// Open returns a Bus on nc once the four streams exist and are as they must
 // be. It creates those that are missing; several replicas may open at once. A
 // stream that differs is an error of kind Conflict which names the field, what
 // is expected and found, and what to do; with [Options.Update] it is changed.
@@ -147,13 +184,26 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Bus, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "natsbus: open", err)
 	}
-	b := &Bus{Subscriber: newSubscriber(nc, o), nc: nc, js: js, opts: o, tries: maxUnclassified}
+	b := newBus(nc, js, o)
 	for _, s := range streams(o) {
 		if err := b.ensure(ctx, s); err != nil {
 			return nil, err
 		}
 	}
+	if o.GroupCommit {
+		for _, c := range []*committer{b.news, b.old} {
+			c.atomic.Store(b.allowAtomic(ctx, c.stream))
+		}
+	}
 	return b, nil
+}
+
+func newBus(nc *nats.Conn, js jetstream.JetStream, o Options) *Bus {
+	b := &Bus{Subscriber: newSubscriber(nc, o), nc: nc, js: js, opts: o, tries: maxUnclassified}
+	b.gate = &gate{size: o.MaxInFlight, queue: o.MaxWaiting}
+	b.subjects.max = maxSubjects
+	b.news, b.old = &committer{b: b, stream: EventStream}, &committer{b: b, stream: LateStream}
+	return b
 }
 
 func newJetStream(nc *nats.Conn, o Options) (jetstream.JetStream, error) {

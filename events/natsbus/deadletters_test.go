@@ -86,7 +86,7 @@ func TestParkAndRead(t *testing.T) {
 			t.Errorf("%s is %q; expected %q", k, got, want)
 		}
 	}
-	if m.Subject != "keyturn.deadletter.web%2Ehook.invalid" {
+	if l := parked("0"); m.Subject != "keyturn.deadletter.web%2Ehook.invalid."+l.Key() {
 		t.Errorf("subject %s", m.Subject)
 	}
 }

@@ -163,10 +163,10 @@ func TestRepublishedIsHeard(t *testing.T) {
 	srv := testenv.NATS(t)
 	b := open(t, srv.Conn(t), nil)
 	h := hear(t, b, events.Filter{Tenant: "acme", Refs: refs("a"), Types: []events.Type{events.VersionActivated}}, nil).wait(t)
-	for _, v := range []string{"1", "2", "1"} {
+	for _, v := range []string{"v1", "v2", "v1"} { // no counter, as on AWS: elsewhere a rollback makes a new version
 		publish(t, b, activated("a", v))
 	}
-	testenv.Eventually(t, limit, "version 1 heard twice", func() bool { return h.count("a", "1") == 2 })
+	testenv.Eventually(t, limit, "version v1 heard twice", func() bool { return h.count("a", "v1") == 2 })
 }
 
 func TestForeignMessagesAreIgnored(t *testing.T) {
@@ -198,8 +198,10 @@ func TestForeignMessagesAreIgnored(t *testing.T) {
 	send(newer)
 	publish(t, b, activated("a", "2"))
 	h.eventually(t, "a", "2")
-	if h.total() != 1 || s.Ignored() != 3 {
-		t.Errorf("heard %d and ignored %d; expected 1 and 3", h.total(), s.Ignored())
+	// Once more if the Bus had looked at the subject before the server stored
+	// what came before.
+	if h.total() != h.count("a", "2") || s.Ignored() != 3 {
+		t.Errorf("heard %d and ignored %d; expected version 2 only, and 3", h.total(), s.Ignored())
 	}
 	log.Check(t, canary)
 }

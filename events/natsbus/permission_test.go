@@ -127,7 +127,7 @@ func TestAgentsCannotForge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := &Bus{nc: nc, js: js, opts: o}
+	agent := newBus(nc, js, o)
 	if err := agent.Publish(t.Context(), activated("a", "forged")); !fault.Is(err, fault.Denied) {
 		t.Errorf("%v; expected an error of kind denied", err)
 	}

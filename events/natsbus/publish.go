@@ -2,6 +2,9 @@ package natsbus
 
 import (
 	"context"
+	"math/rand/v2"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,114 +14,240 @@ import (
 	"github.com/keyturn/keyturn/fault"
 )
 
-// Publish implements [events.Publisher]. The events go out together and
-// Publish waits for JetStream's acknowledgement of each. Nothing is sent if
-// one of them is invalid; on any other error some may have been stored, and
-// all may be sent again: an id that the stream has seen within its duplicate
-// window is not stored twice.
+// maxDecisions bounds how often an event is decided anew because another
+// process published on its subject in between.
+const maxDecisions = 16
+
+// Publish is [Bus.PublishReceipt] without the receipt.
+func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
+	_, err := b.PublishReceipt(ctx, es...)
+	return err
+}
+
+// PublishReceipt implements [events.ReceiptPublisher]. It returns once every
+// event is in a stream, once, and says what became of them:
+//
+//   - Stored: it is now the last event of its subject.
+//   - Duplicate: the bus has its id already, however long ago.
+//   - Late: the subject tells of something newer. The event is in the stream
+//     [LateStream], which no agent reads, so that the last event of a subject
+//     stays the newest.
+//
+// An id counts as known as long as the subject's history keeps it. One that
+// was pushed out by [Options.MaxPerSubject] newer events is stored once more,
+// as late.
+//
+// What the bus knows already, as its last event of a subject, is not sent. A
+// recent event whose id is not the last is sent and left to the server, so
+// that live subscribers hear it once more: after a rollback an old version is
+// current again, under its old id.
+//
+// Events of one subject go out one after the other, others together. Nothing
+// is sent if one of them is invalid; on any other error some may have been
+// stored, and all may be sent again.
 //
 // Kinds: Invalid for an event that can never be stored, Denied for missing
 // rights, Unavailable for a server or stream that does not answer within
-// [Options.PublishTimeout]. A connection that is away at the call and comes back
-// sooner is waited for.
-func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
+// [Options.PublishTimeout], and at once when too many callers wait. A
+// connection that is away at the call and comes back sooner is waited for.
+//
+// It needs the rights to publish on keyturn.v1.>, keyturn.late.v1.>, and, to
+// read what is there, $JS.API.DIRECT.GET.{KEYTURN_EVENTS,KEYTURN_LATE} and all
+// below it.
+func (b *Bus) PublishReceipt(ctx context.Context, es ...events.Event) (events.Receipt, error) {
+	var sum events.Receipt
 	if len(es) == 0 {
-		return nil
+		return sum, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
+	defer cancel()
 	now := time.Now().UTC()
-	msgs := make([]*nats.Msg, len(es))
-	for i, e := range es {
+	bySubject := make(map[string][]*outgoing, len(es))
+	for _, e := range es {
 		e.Data.Published = now
 		m, err := encode(e)
 		if err != nil {
-			return err
+			return sum, err
 		}
-		m.Header[jetstream.MsgIDHeader] = []string{escape(e.ID)}
-		msgs[i] = m
+		o := &outgoing{e: e, msg: m, id: escape(e.ID), subject: m.Subject}
+		m.Header[jetstream.MsgIDHeader] = []string{o.id}
+		if limit := b.nc.MaxPayload(); limit > 0 && int64(m.Size()+addedHeaders) > limit {
+			return sum, tooLarge("publish")
+		}
+		bySubject[o.subject] = append(bySubject[o.subject], o)
 	}
-	return b.publish(ctx, "publish", EventStream, msgs)
-}
-
-// publish sends msgs and returns nil once the stream has stored all of them.
-func (b *Bus) publish(ctx context.Context, op, stream string, msgs []*nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
-	defer cancel()
+	places, err := b.gate.enter(ctx, len(bySubject))
+	if err != nil {
+		return sum, classify("publish", err)
+	}
+	defer b.gate.leave(places)
 	if err := connected(ctx, b.nc); err != nil {
-		return classify(op, err)
+		return sum, classify("publish", err)
 	}
-	// Check all before one is sent; the client checks the size with the headers
-	// too, but one by one.
-	for _, m := range msgs {
-		if limit := b.nc.MaxPayload(); limit > 0 && int64(m.Size()) > limit {
-			return &fault.Error{Kind: fault.Invalid, Op: "natsbus: " + op, Msg: "the message is larger than the server takes (max_payload)", Err: nats.ErrMaxPayload}
+	if len(bySubject) == 1 {
+		for _, os := range bySubject {
+			err = b.settle(ctx, os, &sum)
 		}
+		return sum, err
 	}
-	before := b.nc.LastError()
-	acks := make([]jetstream.PubAckFuture, len(msgs))
-	var sent int
-	var first error
-	for i, m := range msgs {
-		m.Header[jetstream.ExpectedStreamHeader] = []string{stream}
-		stall := time.Second
-		if dl, ok := ctx.Deadline(); ok {
-			stall = max(time.Until(dl), time.Millisecond)
-		}
-		f, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(stall))
-		if err != nil {
-			first = err
-			break
-		}
-		acks[i] = f
-		sent++
-	}
-	check := time.NewTicker(refusalCheck)
-	defer check.Stop()
-	for _, f := range acks[:sent] {
-		if err := acked(ctx, f, check.C, func() error { return denied(b.nc, before, f.Msg().Subject) }); err != nil && first == nil {
-			first = err
-		}
-	}
-	return classify(op, first)
-}
-
-// acked waits for one acknowledgement. A refusal comes beside it, and is
-// looked for at each tick.
-func acked(ctx context.Context, f jetstream.PubAckFuture, tick <-chan time.Time, refused func() error) error {
-	for {
-		select {
-		case <-f.Ok():
-			return nil
-		case err := <-f.Err():
-			return err
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick:
-			if err := refused(); err != nil {
-				return err
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, places)
+	for _, os := range bySubject {
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			var part events.Receipt
+			failed := b.settle(ctx, os, &part)
+			mu.Lock()
+			defer mu.Unlock()
+			sum.Add(part)
+			if failed != nil && err == nil {
+				err = failed
 			}
-		}
+		})
 	}
+	wg.Wait()
+	return sum, err
 }
 
-// connected waits until nc is connected. Messages for a connection that is
-// away would pile up in the client, once for every repetition.
-func connected(ctx context.Context, nc *nats.Conn) error {
-	if nc.IsConnected() {
+// addedHeaders is the room for headers that are added to an encoded event.
+const addedHeaders = 512
+
+func tooLarge(op string) error {
+	return &fault.Error{Kind: fault.Invalid, Op: "natsbus: " + op, Msg: "the message is larger than the server takes (max_payload)", Err: nats.ErrMaxPayload}
+}
+
+// outgoing is one event on its way.
+type outgoing struct {
+	e       events.Event
+	msg     *nats.Msg
+	id      string // escaped
+	subject string // of the event
+}
+
+// settle publishes events of one subject, one after the other.
+func (b *Bus) settle(ctx context.Context, os []*outgoing, sum *events.Receipt) error {
+	s, err := b.subjects.take(ctx, os[0].subject)
+	if err != nil {
+		return classify("publish", err)
+	}
+	defer b.subjects.release(s)
+	for _, o := range os {
+		if err := b.decide(ctx, s, o, sum); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decide finds out what o is, again while others publish on the subject.
+func (b *Bus) decide(ctx context.Context, s *subject, o *outgoing, sum *events.Receipt) error {
+	var err error
+	for try := range maxDecisions {
+		if try > 1 && !pause(ctx, rand.N(min(2*time.Millisecond<<try, 200*time.Millisecond))) {
+			return classify("publish", ctx.Err())
+		}
+		if err = b.attempt(ctx, s, o, sum); err == nil || !undecided(err) {
+			return classify("publish", err)
+		}
+	}
+	return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassConcurrency, Op: "natsbus: publish", Msg: "other publishers on the subject were faster each time", Err: err}
+}
+
+// undecided reports whether another publication came between reading and
+// writing, or is about to: what is right must be found out anew.
+func undecided(err error) bool {
+	if fault.Is(err, fault.Conflict) {
+		return true
+	}
+	api := apiError(err)
+	return api != nil && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant || api.ErrorCode == errCodeDuplicateInProcess)
+}
+
+// attempt decides once.
+func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.Receipt) error {
+	if !s.event.known {
+		if err := b.look(ctx, EventStream, o.subject, &s.event); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	isLate := s.event.newest.older(&o.e, now, b.opts.Skew)
+	switch {
+	case s.event.id == o.id:
+		sum.Duplicates++
 		return nil
-	}
-	up := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
-	defer nc.RemoveStatusListener(up)
-	for {
-		switch { // the status may have changed before we listened
-		case nc.IsConnected():
+	case isLate || !b.recent(&o.e, s.event.newest, now):
+		seen, err := b.seen(ctx, s, o)
+		if err != nil {
+			return err
+		}
+		if seen {
+			sum.Duplicates++
 			return nil
-		case nc.IsClosed():
-			return nats.ErrConnectionClosed
 		}
-		select {
-		case <-up:
-		case <-ctx.Done():
-			return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: "natsbus: connect", Msg: "not connected to a NATS server", Err: ctx.Err()}
+		if s.event.newest.older(&o.e, now, b.opts.Skew) { // the history may have told something newer
+			return b.store(ctx, b.old, lateSubject(o.subject), &s.late, o, newest{}, false, &sum.Late, &sum.Duplicates)
 		}
 	}
+	n := s.event.newest.with(&o.e, now, b.margin())
+	n.write(o.msg.Header, &o.e)
+	// That the id is there, but not the last, is known to be refused.
+	_, again := s.event.ids[o.id]
+	return b.store(ctx, b.news, o.subject, &s.event, o, n, again, &sum.Stored, &sum.Duplicates)
+}
+
+// recent reports whether the server's duplicate window is sure to hold e's id,
+// if e was stored. An event is not published before it happens, so half of the
+// window is left for clocks that differ and for a commit that takes long.
+func (b *Bus) recent(e *events.Event, n newest, now time.Time) bool {
+	return !e.Time.IsZero() && e.Time.After(now.Add(-b.opts.Duplicates/2)) && !e.Time.After(now.Add(b.margin())) && e.Time.After(n.ahead)
+}
+
+// margin is how far ahead of now the time of a recent event may be.
+func (b *Bus) margin() time.Duration { return min(b.opts.Skew, b.opts.Duplicates/4) }
+
+// seen reports whether one of the streams has o's id.
+func (b *Bus) seen(ctx context.Context, s *subject, o *outgoing) (bool, error) {
+	if s.event.ids == nil {
+		if err := b.scan(ctx, EventStream, o.subject, &s.event); err != nil {
+			return false, err
+		}
+	}
+	if _, is := s.event.ids[o.id]; is {
+		return true, nil
+	}
+	if s.late.ids == nil {
+		if err := b.scan(ctx, LateStream, lateSubject(o.subject), &s.late); err != nil {
+			return false, err
+		}
+	}
+	_, is := s.late.ids[o.id]
+	return is, nil
+}
+
+// store sends o if p's last message is still the last. Whatever else happens,
+// p is read anew next time.
+func (b *Bus) store(ctx context.Context, c *committer, subject string, p *place, o *outgoing, n newest, alone bool, count, duplicates *int) error {
+	m := o.msg
+	m.Subject = subject
+	m.Header[jetstream.ExpectedStreamHeader] = []string{c.stream}
+	m.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(p.seq, 10)}
+	r := c.commit(ctx, m, alone)
+	switch {
+	case r.err != nil:
+		p.forget()
+		return r.err
+	case r.duplicate:
+		if r.seq > p.seq {
+			p.forget()
+		}
+		*duplicates++
+	default:
+		p.stored(r.seq, o.id, n)
+		*count++
+	}
+	return nil
 }

@@ -92,6 +92,8 @@ type getRequest struct {
 	Batch     int      `json:"batch,omitempty"`
 	MaxBytes  int      `json:"max_bytes,omitempty"`
 	UpToSeq   uint64   `json:"up_to_seq,omitempty"`
+
+	StartTime *time.Time `json:"start_time,omitempty"`
 }
 
 // multi reads the last messages page by page, as of one moment.

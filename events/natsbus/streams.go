@@ -17,16 +17,19 @@ import (
 // The streams, and the subjects that they take.
 const (
 	EventStream      = "KEYTURN_EVENTS"
+	LateStream       = "KEYTURN_LATE"
 	DeadLetterStream = "KEYTURN_DEADLETTERS"
 	ScheduleStream   = "KEYTURN_SCHEDULES"
 
 	eventSubjects      = events.SubjectPrefix + ">"
+	latePrefix         = "keyturn.late.v1."
 	deadLetterPrefix   = "keyturn.deadletter."
 	schedulePrefix     = "keyturn.schedule."
 	specPrefix         = schedulePrefix + "spec."
 	duePrefix          = schedulePrefix + "due."
 	deadLetterMaxAge   = 90 * 24 * time.Hour
 	deadLetterMaxBytes = 1 << 30
+	deadLetterMaxMsgs  = 200_000 // each has a subject, which the server holds in memory
 
 	openTimeout = 30 * time.Second // for one stream
 	openAttempt = 3 * time.Second
@@ -55,7 +58,9 @@ func streams(o Options) []jetstream.StreamConfig {
 	if ev.MaxMsgsPerSubject <= 0 {
 		ev.MaxMsgsPerSubject = DefaultMaxPerSubject
 	}
-	return []jetstream.StreamConfig{ev, {
+	late := ev
+	late.Name, late.Description, late.Subjects = LateStream, "Keyturn: events that came after newer ones; for audits", []string{latePrefix + ">"}
+	return []jetstream.StreamConfig{ev, late, {
 		Name:        DeadLetterStream,
 		Description: "Keyturn: notices that can never be handed on",
 		Subjects:    []string{deadLetterPrefix + ">"},
@@ -65,7 +70,8 @@ func streams(o Options) []jetstream.StreamConfig {
 		MaxAge:      deadLetterMaxAge,
 		// Anybody who may send notices can send bad ones: bound what they fill.
 		MaxBytes:    deadLetterMaxBytes,
-		Duplicates:  o.Duplicates,
+		MaxMsgs:     deadLetterMaxMsgs,
+		Duplicates:  2 * time.Minute, // not used: a letter's subject holds its key
 		AllowDirect: true,
 		Replicas:    replicas,
 	}, {
@@ -179,7 +185,7 @@ func fields(o Options, want, have jetstream.StreamConfig) []field {
 	if o.Replicas > 0 {
 		fs = append(fs, field{"num_replicas", want.Replicas, have.Replicas, want.Replicas == have.Replicas, func(c *jetstream.StreamConfig) { c.Replicas = want.Replicas }})
 	}
-	if want.Name == EventStream && o.MaxAge > 0 {
+	if (want.Name == EventStream || want.Name == LateStream) && o.MaxAge > 0 {
 		fs = append(fs, field{"max_age", want.MaxAge, have.MaxAge, want.MaxAge == have.MaxAge, func(c *jetstream.StreamConfig) { c.MaxAge = want.MaxAge }})
 	}
 	if want.MaxMsgsPerSubject > 0 && (want.Name == ScheduleStream || o.MaxPerSubject > 0) {
