@@ -1,0 +1,90 @@
+package gridpull
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/keyturn/keyturn/internal/gridfake"
+	"github.com/keyturn/keyturn/internal/pull"
+	"github.com/keyturn/keyturn/internal/pull/pulltest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// second is one of the service in these tests.
+const second = 10 * time.Millisecond
+
+// A rig is a subscription of the fake.
+type rig struct {
+	t *testing.T
+	s *gridfake.Server
+}
+
+func newRig(t *testing.T) *rig {
+	return &rig{t, gridfake.New(t, &gridfake.Options{Second: second})}
+}
+
+func (r *rig) Send(body string)     { r.s.Publish(body) }
+func (r *rig) Left() int            { return r.s.Left() }
+func (r *rig) Down(on bool)         { r.s.Down(on) }
+func (r *rig) Expire()              {} // locks are short
+func (r *rig) Lease() time.Duration { return r.s.Lock() }
+func (r *rig) MinBytes() int        { return maxMessage }
+func (r *rig) Body(name string, n int) string {
+	return fmt.Sprintf(`{"specversion":"1.0","type":"t","source":"/s","id":%q,"data":{"pad":%q}}`, name, strings.Repeat(".", max(0, n-100)))
+}
+
+func (r *rig) Name(b []byte) string {
+	var e struct{ ID string }
+	if err := json.Unmarshal(b, &e); err != nil {
+		r.t.Error(err)
+	}
+	return e.ID
+}
+
+// options are of a source whose network can be cut.
+func (r *rig) options() (Options, func()) {
+	cut, inner := &atomic.Bool{}, r.s.Client().Transport
+	o := Options{
+		Endpoint: r.s.URL(), Topic: gridfake.Topic, Subscription: gridfake.Subscription, Credential: r.s.Credential(),
+		Lock: r.s.Lock(), retry: pull.Backoff{Min: 10 * time.Millisecond, Max: 100 * time.Millisecond},
+	}
+	o.Client.Transport = &http.Client{Transport: roundTrip(func(q *http.Request) (*http.Response, error) {
+		if cut.Load() {
+			return nil, errors.New("no network")
+		}
+		resp, err := inner.RoundTrip(q)
+		if err == nil && cut.Load() {
+			_ = resp.Body.Close()
+			return nil, errors.New("no network")
+		}
+		return resp, err
+	})}
+	return o, func() { cut.Store(true) }
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func (r *rig) New(s pulltest.Settings) pulltest.Instance {
+	o, cut := r.options()
+	o.MaxInFlight, o.MaxBytes, o.Hold, o.Drain, o.Timeout, o.Logger = s.MaxInFlight, s.MaxBytes, s.Hold, s.Drain, s.Timeout, s.Log
+	src, err := New(o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return pulltest.Instance{Source: src, Stats: src.Stats, Cut: cut}
+}
+
+func TestSource(t *testing.T) {
+	pulltest.Run(t, func(t *testing.T) pulltest.Rig { return newRig(t) })
+}
