@@ -15,9 +15,8 @@ for dir in "${dirs[@]}"; do
 	pkg=./${dir#./}
 	for target in $(grep -h '^func Fuzz' "$dir"/*_test.go | sed -E 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/'); do
 		echo "fuzz: $pkg $target"
-		# To make an interesting input short is not worth the minute that Go
-		# would take for each.
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" -fuzzminimizetime 1s \
+		# Go would take up to a minute to make each interesting input short.
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-1m}" -fuzzminimizetime 100x \
 			${FUZZPARALLEL:+-parallel "$FUZZPARALLEL"} "$pkg"
 		ran=$((ran + 1))
 	done
