@@ -58,6 +58,7 @@ type committer struct {
 	stream string
 	// atomic says that the stream takes atomic batches, as far as is known.
 	atomic atomic.Bool
+	least  int // minBatch, except in tests
 
 	mu    sync.Mutex
 	busy  bool
@@ -133,7 +134,7 @@ func (c *committer) drain() {
 			return false
 		})
 		ctx, cancel := context.WithTimeout(context.Background(), c.b.opts.PublishTimeout)
-		if len(its) < minBatch || !c.atomic.Load() {
+		if len(its) < c.least || !c.atomic.Load() {
 			c.singles(ctx, its)
 		} else {
 			c.batch(ctx, its)

@@ -202,7 +202,7 @@ func newBus(nc *nats.Conn, js jetstream.JetStream, o Options) *Bus {
 	b := &Bus{Subscriber: newSubscriber(nc, o), nc: nc, js: js, opts: o, tries: maxUnclassified}
 	b.gate = &gate{size: o.MaxInFlight, queue: o.MaxWaiting}
 	b.subjects.max = maxSubjects
-	b.news, b.old = &committer{b: b, stream: EventStream}, &committer{b: b, stream: LateStream}
+	b.news, b.old = &committer{b: b, stream: EventStream, least: minBatch}, &committer{b: b, stream: LateStream, least: minBatch}
 	return b
 }
 

@@ -14,7 +14,10 @@ import (
 // eventSubject is the subject that an event in the stream of late events would
 // have in the events stream, and lateSubject the other way round.
 func eventSubject(s string) string {
-	return events.SubjectPrefix + strings.TrimPrefix(s, latePrefix)
+	if rest, is := strings.CutPrefix(s, latePrefix); is {
+		return events.SubjectPrefix + rest
+	}
+	return s
 }
 
 func lateSubject(s string) string {

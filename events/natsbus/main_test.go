@@ -2,6 +2,7 @@ package natsbus
 
 import (
 	"context"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -14,7 +15,13 @@ import (
 	"github.com/keyturn/keyturn/ref"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs the tests, or a server for the one that kills it.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(serverDir); dir != "" {
+		serve(dir, os.Getenv(serverPort))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const limit = 20 * time.Second
 
