@@ -247,49 +247,30 @@ func (c *committer) off(ctx context.Context, why error) {
 }
 
 // allowAtomic switches atomic batches on where the server can and where they
-// pay, and reports whether they are on. The client's own types do not know the setting, so the
-// configuration is handed back as the server gave it. It is no error if it
-// cannot be done.
+// pay, and reports whether they are on. It is no error if it cannot be done.
 func (b *Bus) allowAtomic(ctx context.Context, stream string) bool {
 	ctx, cancel := context.WithTimeout(ctx, openAttempt)
 	defer cancel()
-	ask := func(what string, body []byte) (config map[string]json.RawMessage, err error) {
-		api := b.opts.api() + "STREAM." + what + "." + stream
-		var m *nats.Msg
-		err = guarded(ctx, b.nc, []string{api}, func(ctx context.Context) (err error) {
-			m, err = b.nc.RequestWithContext(ctx, api, body)
-			return err
-		})
+	api := b.opts.api() + "STREAM."
+	on := false
+	err := guarded(ctx, b.nc, []string{api + "INFO." + stream, api + "UPDATE." + stream}, func(ctx context.Context) error {
+		s, err := b.js.Stream(ctx, stream)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		var r struct {
-			Error  *jetstream.APIError        `json:"error"`
-			Config map[string]json.RawMessage `json:"config"`
+		have := s.CachedInfo().Config
+		// Each of several replicas syncs in its own time: nothing to share.
+		if on = have.AllowAtomicPublish && have.Replicas == 1; on || have.Replicas != 1 {
+			return nil
 		}
-		if err := json.Unmarshal(m.Data, &r); err != nil {
-			return nil, err
+		have.AllowAtomicPublish = true
+		if s, err = b.js.UpdateStream(ctx, have); err == nil {
+			on = s.CachedInfo().Config.AllowAtomicPublish // an old server drops what it does not know
 		}
-		if r.Error != nil {
-			return nil, r.Error
-		}
-		return r.Config, nil
+		return err
+	})
+	if !on {
+		b.opts.Logger.InfoContext(ctx, "events are committed one by one: it takes one replica, nats-server 2.14 or later, and the right to change the stream to commit them in batches", "stream", stream, "error", err)
 	}
-	const field = "allow_atomic"
-	config, err := ask("INFO", nil)
-	if err == nil && string(config["num_replicas"]) != "1" {
-		return false // each replica syncs in its own time: there is nothing to share
-	}
-	if err == nil && string(config[field]) != "true" {
-		config[field] = json.RawMessage("true")
-		var body []byte
-		if body, err = json.Marshal(config); err == nil {
-			config, err = ask("UPDATE", body)
-		}
-	}
-	if err != nil || string(config[field]) != "true" {
-		b.opts.Logger.InfoContext(ctx, "events are committed one by one: the server does not allow atomic batches; nats-server 2.14 or later does", "stream", stream, "error", err)
-		return false
-	}
-	return true
+	return on
 }

@@ -115,8 +115,10 @@ func TestRefusedBatches(t *testing.T) {
 			stored: 2, refused: true,
 		},
 		"somebody switched batches off": {
-			prepare: func(t *testing.T, b *Bus) { // the client's own types do not know the setting
-				if _, err := b.js.UpdateStream(t.Context(), config(t, b.js, EventStream)); err != nil {
+			prepare: func(t *testing.T, b *Bus) {
+				cfg := config(t, b.js, EventStream)
+				cfg.AllowAtomicPublish = false
+				if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
 					t.Fatal(err)
 				}
 			},

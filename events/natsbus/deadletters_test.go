@@ -119,3 +119,94 @@ func TestParkLarge(t *testing.T) {
 		t.Errorf("a reason of 2 MiB: %v; expected an error of kind invalid", err)
 	}
 }
+
+// TestParkOnce: the same notice is kept once, however often and whenever it is
+// parked; after it was deleted it is kept again, also within the duplicate
+// window.
+func TestParkOnce(t *testing.T) {
+	srv := testenv.NATS(t)
+	b := open(t, srv.Conn(t), &Options{Duplicates: 100 * time.Millisecond})
+	other := open(t, srv.Conn(t), &Options{Duplicates: 100 * time.Millisecond})
+	park := func(b *Bus, id string) {
+		t.Helper()
+		l := parked(id)
+		l.Parked = time.Now()
+		if err := b.Park(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 5 {
+		park(b, "x")
+		park(other, "x")
+		if i == 2 {
+			pause(t.Context(), 250*time.Millisecond) // beyond the window
+		}
+	}
+	got := letters(t, b, 0, 10)
+	if len(got) != 1 {
+		t.Fatalf("%d letters; expected one", len(got))
+	}
+	if err := b.DeleteDeadLetter(t.Context(), got[0].Seq); err != nil {
+		t.Fatal(err)
+	}
+	park(b, "x")
+	if n := len(letters(t, b, 0, 10)); n != 1 {
+		t.Errorf("%d letters after it was deleted and parked again; expected one", n)
+	}
+}
+
+func TestQueryDeadLetters(t *testing.T) {
+	srv := testenv.NATS(t)
+	b := open(t, srv.Conn(t), nil)
+	for i := range 40 {
+		l := parked(fmt.Sprint(i))
+		if i%4 == 0 {
+			l.Source = "sqs"
+		}
+		if i%5 == 0 {
+			l.Kind = fault.Unavailable
+		}
+		if err := b.Park(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		q           LetterQuery
+		want, count int
+	}{
+		"all":             {LetterQuery{}, 40, 40},
+		"source":          {LetterQuery{Source: "web.hook"}, 30, 30},
+		"kind":            {LetterQuery{Kind: "unavailable"}, 8, 8},
+		"source and kind": {LetterQuery{Source: "sqs", Kind: "invalid"}, 8, 8},
+		"limit":           {LetterQuery{Source: "sqs", Limit: 3}, 3, 10},
+		"from":            {LetterQuery{Source: "web.hook", From: 21}, 15, 30},
+		"none":            {LetterQuery{Source: "*"}, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := 0
+			for l, err := range b.QueryDeadLetters(t.Context(), c.q) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.q.Source != "" && l.Source != c.q.Source || c.q.Kind != "" && l.Kind.String() != c.q.Kind {
+					t.Errorf("%+v", l)
+				}
+				n++
+			}
+			count, err := b.CountDeadLetters(t.Context(), c.q)
+			if err != nil || n != c.want || int(count) != c.count {
+				t.Errorf("%d letters, %d counted, %v; expected %d and %d", n, count, err, c.want, c.count)
+			}
+		})
+	}
+	l, err := b.DeadLetter(t.Context(), 7)
+	if err != nil || l.Seq != 7 || l.ID != "6" {
+		t.Errorf("%+v, %v; expected letter 7", l, err)
+	}
+	if err := b.DeleteDeadLetter(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.DeadLetter(t.Context(), 7); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%v; expected not found", err)
+	}
+}

@@ -61,11 +61,11 @@ func (s *subjects) take(ctx context.Context, name string) (*subject, error) {
 		sub = &subject{name: name, hold: make(chan struct{}, 1)}
 		s.m[name] = sub
 		sub.at = s.lru.PushFront(sub)
-		s.shrink()
 	} else {
 		s.lru.MoveToFront(sub.at)
 	}
 	sub.users++
+	s.shrink()
 	s.mu.Unlock()
 	select {
 	case sub.hold <- struct{}{}:
@@ -93,6 +93,7 @@ func (s *subjects) release(sub *subject) {
 		s.ids, sub.kept = s.ids-sub.kept, 0
 	}
 	sub.users--
+	s.shrink()
 	s.mu.Unlock()
 	<-sub.hold
 }
@@ -101,7 +102,7 @@ func (s *subjects) release(sub *subject) {
 func (s *subjects) shrink() {
 	for e := s.lru.Back(); e != nil && len(s.m) > s.max; {
 		sub, before := e.Value.(*subject), e.Prev()
-		if sub.users == 0 && e != s.lru.Front() {
+		if sub.users == 0 {
 			s.lru.Remove(e)
 			delete(s.m, sub.name)
 			s.ids -= sub.kept
