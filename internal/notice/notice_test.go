@@ -2,8 +2,11 @@ package notice
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"github.com/keyturn/keyturn/fault"
 )
@@ -28,6 +31,32 @@ func TestObjectIsLenient(t *testing.T) {
 	if got := o.Texts("in"); len(got) != 1 || got[" K "] != "v" || len(o.Texts("bad")) != 0 || o.Texts("exp") != nil {
 		t.Errorf("texts %v", got)
 	}
+}
+
+// Strings are read as the standard library reads them, whatever they hold.
+func TestTextIsTheLibrarys(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		raw := rapid.OneOf(
+			rapid.Map(rapid.String(), func(s string) []byte { b, _ := json.Marshal(s); return b }),
+			rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) []byte { return slices.Concat([]byte{'"'}, b, []byte{'"'}) }),
+			rapid.Map(rapid.StringMatching(`(\\\\|\\"|\\u00e4|\\ud83d\\ude00|\\ud800|ä|x){0,6}`), func(s string) []byte { return []byte(`"` + s + `"`) }),
+			rapid.SampledFrom([][]byte{[]byte("null"), []byte("7"), []byte("{}"), []byte(`[""]`), []byte("true")}),
+		).Draw(t, "raw")
+		var want map[string]json.RawMessage
+		body := slices.Concat([]byte(`{"k":`), raw, []byte("}"))
+		if json.Unmarshal(body, &want) != nil || len(want) != 1 {
+			return // not JSON, or more than one member
+		}
+		var s string
+		_ = json.Unmarshal(want["k"], &s)
+		o, err := Parse(body, "test", "anything")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := o.Text("k"); got != strings.TrimSpace(s) {
+			t.Fatalf("%s is read as %q, expected %q", raw, got, s)
+		}
+	})
 }
 
 // A digest depends on the members, and not on their order.
