@@ -50,9 +50,9 @@ func subscribe(t *testing.T, s *vaultfake.Server, what, token string) (*websocke
 	return conn, resp.StatusCode
 }
 
-// shape is a notification with its values taken away, but for those that tell
+// form is a notification with its values taken away, but for those that tell
 // its type.
-func shape(t *testing.T, b []byte) map[string]any {
+func form(t *testing.T, b []byte) map[string]any {
 	t.Helper()
 	var v map[string]any
 	if err := json.Unmarshal(b, &v); err != nil {
@@ -118,7 +118,7 @@ func TestNotificationsAreReal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(shape(t, want), shape(t, next())); d != "" {
+		if d := cmp.Diff(form(t, want), form(t, next())); d != "" {
 			t.Errorf("%s differs (-real +fake):\n%s", c[3], d)
 		}
 	}
@@ -128,7 +128,7 @@ func TestNotificationsAreReal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(pair)) {
-		if d := cmp.Diff(shape(t, []byte(line)), shape(t, next())); d != "" {
+		if d := cmp.Diff(form(t, []byte(line)), form(t, next())); d != "" {
 			t.Errorf("a rotation differs (-real +fake):\n%s", d)
 		}
 	}

@@ -245,5 +245,7 @@ func BenchmarkSource(b *testing.B) {
 	}
 	testenv.Eventually(b, limit, "all to arrive", func() bool { return n.Load() == sent })
 	cancel()
-	<-done
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
 }

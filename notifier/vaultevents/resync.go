@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,7 +210,7 @@ type metadata struct {
 // done yet. A version that was deleted is nobody's current one.
 func (r *run) check(ctx context.Context, s secret) error {
 	if ctx.Err() != nil {
-		return nil // the reason is known
+		return nil //nolint:nilerr // the reason is known
 	}
 	raw, err := r.client.get(ctx, opResync, escape(s.mount)+"/metadata/"+escape(s.path), nil)
 	if err != nil {
@@ -223,7 +222,7 @@ func (r *run) check(ctx context.Context, s secret) error {
 	}
 	var m metadata
 	if raw == nil || json.Unmarshal(raw, &m) != nil || m.CurrentVersion < 1 {
-		return nil // deleted meanwhile, or never written
+		return nil //nolint:nilerr // deleted meanwhile, never written, or not of this engine
 	}
 	v, ok := m.Versions[strconv.Itoa(m.CurrentVersion)]
 	if !ok || v.Destroyed || past(v.Deletion) {
@@ -274,5 +273,5 @@ func (r *run) found(s secret, m *metadata, created string) (notifier.Delivery, e
 	if err != nil {
 		return notifier.Delivery{}, fault.Newf(fault.Invalid, opResync, "a notification cannot be written")
 	}
-	return notifier.Delivery{Source: r.o.Name, ID: id, Body: slices.Clip(body), Received: time.Now()}, nil
+	return notifier.Delivery{Source: r.o.Name, ID: id, Body: body, Received: time.Now()}, nil
 }

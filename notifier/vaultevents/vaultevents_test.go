@@ -108,10 +108,13 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) options() vaultevents.Options {
+func (r *rig) options() vaultevents.Options { return options(r.URL(), vaultfake.Root, &r.log) }
+
+// options are those of most tests: fast, and looking only when asked to.
+func options(address, token string, log *leaktest.Recorder) vaultevents.Options {
 	return vaultevents.Options{
-		Address: r.URL(), Token: func(context.Context) (string, error) { return vaultfake.Root, nil }, Mounts: []string{"secret"},
-		MinBackoff: 2 * time.Millisecond, MaxBackoff: 20 * time.Millisecond, ResyncEvery: time.Hour, DrainTimeout: 5 * time.Second, Logger: r.log.Logger(),
+		Address: address, Token: func(context.Context) (string, error) { return token, nil }, Mounts: []string{"secret"},
+		MinBackoff: 2 * time.Millisecond, MaxBackoff: 20 * time.Millisecond, ResyncEvery: time.Hour, DrainTimeout: 5 * time.Second, Logger: log.Logger(),
 	}
 }
 
