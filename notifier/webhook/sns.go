@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/snssig"
 )
 
 // An SNSVerifier tells which messages come from an allowed topic of Amazon SNS.
@@ -91,10 +92,4 @@ func distrust(err error, reason Reason, why string) *refusal {
 }
 
 // An SNSMessage is a message whose signature was verified.
-type SNSMessage struct {
-	// Type is Notification, SubscriptionConfirmation or UnsubscribeConfirmation.
-	Type                         string
-	MessageID, TopicARN, Message string
-	SubscribeURL, Token          string
-	Timestamp                    time.Time
-}
+type SNSMessage = snssig.Message
