@@ -95,6 +95,9 @@ func (rt *route) turnAway(w http.ResponseWriter, r *http.Request, f *refusal, kn
 		for _, a := range rt.Auth {
 			w.Header().Add("WWW-Authenticate", challengeOf(a))
 		}
+		if len(rt.Auth) == 0 {
+			w.Header().Set("WWW-Authenticate", "Bearer") // there must be one
+		}
 	case http.StatusMethodNotAllowed:
 		w.Header().Set("Allow", http.MethodPost)
 	}
