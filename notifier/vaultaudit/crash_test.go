@@ -1,0 +1,5 @@
+package vaultaudit
+
+const childEnv = "KEYTURN_VAULTAUDIT_CHILD"
+
+func child(string) {}
