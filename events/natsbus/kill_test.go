@@ -132,7 +132,7 @@ func TestKilledServer(t *testing.T) {
 				wg.Wait()
 			}
 			testenv.Eventually(t, limit, "ready after the last restart", func() bool { return b.Ready(t.Context()) == nil })
-			told, late := everything(t, b)
+			told, _ := everything(t, b)
 			there := map[string]bool{}
 			for _, e := range told {
 				if there[e.ID] {
@@ -154,7 +154,7 @@ func TestKilledServer(t *testing.T) {
 				}
 				again.Add(r)
 			}
-			told, late = everything(t, b)
+			told, late := everything(t, b)
 			if len(told)+len(late) != len(acked)+len(unsure) || again.Duplicates != half {
 				t.Errorf("%d and %d stored, again %+v; expected %d, of which %d are known", len(told), len(late), again, len(acked)+len(unsure), half)
 			}

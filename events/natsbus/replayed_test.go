@@ -84,7 +84,10 @@ func TestEvents(t *testing.T) {
 			}
 		})
 	}
-	for range b.Events(t.Context(), EventsQuery{}) {
+	for _, err := range b.Events(t.Context(), EventsQuery{}) {
+		if err != nil {
+			t.Error(err)
+		}
 		break // a caller may stop
 	}
 	for _, err := range b.Events(t.Context(), EventsQuery{Subjects: make([]string, maxQuerySubjects+1)}) {
