@@ -37,6 +37,7 @@ func (r *rig) Left() int            { return r.s.Left() }
 func (r *rig) Down(on bool)         { r.s.Down(on) }
 func (r *rig) Expire()              {} // locks are short
 func (r *rig) Lease() time.Duration { return r.s.Lock() }
+func (r *rig) Many() int            { return 3000 }
 func (r *rig) MinBytes() int        { return maxMessage }
 func (r *rig) Body(name string, n int) string {
 	return fmt.Sprintf(`{"specversion":"1.0","type":"t","source":"/s","id":%q,"data":{"pad":%q}}`, name, strings.Repeat(".", max(0, n-100)))

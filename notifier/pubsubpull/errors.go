@@ -71,11 +71,14 @@ const shortLived = 10 * time.Second
 // word. The service answers a client's pings every half minute, so an idle
 // subscription is known to work too.
 func (s *Source) watch(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if s.ending.Load() {
+		// The client would go on trying for a stream that it needs only to
+		// close it, for as long as the network is away.
+		return nil, status.Error(codes.Canceled, "the source ends")
+	}
 	cs, err := streamer(ctx, desc, cc, method, opts...)
 	if err != nil {
-		if ctx.Err() == nil {
-			s.outage.Failed(ctx, classify("receive", err))
-		}
+		s.streamFailed(ctx, err)
 		return nil, err
 	}
 	return &watched{ClientStream: cs, s: s, opened: time.Now()}, nil
@@ -91,14 +94,27 @@ type watched struct {
 // RecvMsg is called by one goroutine at a time.
 func (w *watched) RecvMsg(m any) error {
 	err := w.ClientStream.RecvMsg(m)
-	ctx := w.Context()
-	switch {
-	case err == nil:
-		w.used = true
-		w.s.outage.Worked(ctx)
-	case errors.Is(err, io.EOF), ctx.Err() != nil, status.Code(err) == codes.Canceled:
-	case !w.used && time.Since(w.opened) < shortLived:
-		w.s.outage.Failed(ctx, classify("receive", err))
+	if err == nil {
+		if !w.used {
+			w.used = true
+			w.s.streams.Add(1)
+		}
+		w.s.outage.Worked(w.Context())
+		return nil
+	}
+	if w.used {
+		w.used = false
+		w.s.streams.Add(-1)
+	} else if !errors.Is(err, io.EOF) && time.Since(w.opened) < shortLived {
+		w.s.streamFailed(w.Context(), err)
 	}
 	return err
+}
+
+// streamFailed records that a stream could not be had. While another works that
+// is no outage: connections come back one after the other.
+func (s *Source) streamFailed(ctx context.Context, err error) {
+	if ctx.Err() == nil && status.Code(err) != codes.Canceled && s.streams.Load() == 0 {
+		s.outage.Failed(ctx, classify("receive", err))
+	}
 }

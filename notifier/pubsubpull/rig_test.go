@@ -19,6 +19,8 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
+		// It looks only every few seconds whether its stream has ended.
+		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"),
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"), // one a process, of the client
 	)
 }
@@ -99,6 +101,7 @@ func (r *rig) Expire() {
 }
 
 func (r *rig) Lease() time.Duration           { return 0 } // at least 10 s
+func (r *rig) Many() int                      { return 600 }
 func (r *rig) MinBytes() int                  { return 100_000 }
 func (r *rig) Body(name string, n int) string { return pulltest.Plain(name, n) }
 func (r *rig) Name(b []byte) string           { return pulltest.PlainName(b) }
@@ -111,8 +114,9 @@ func (r *rig) options() (Options, func()) {
 	r.mu.Unlock()
 	return Options{
 		Project: project, Subscription: subscription, Endpoint: p.addr(), Insecure: true,
-		retry: pull.Backoff{Min: 10 * time.Millisecond, Max: 100 * time.Millisecond},
-		again: pull.Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond},
+		Streams: 16, // the fake delivers one message to each every 10 ms
+		retry:   pull.Backoff{Min: 10 * time.Millisecond, Max: 100 * time.Millisecond},
+		again:   pull.Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond},
 	}, p.close
 }
 

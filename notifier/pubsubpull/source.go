@@ -29,6 +29,9 @@ type Source struct {
 	outage *pull.Outage
 	acks   *pull.Outage
 
+	ending  atomic.Bool  // no stream is opened any more
+	streams atomic.Int64 // that work
+
 	received, acknowledged, invalid, released, lost, inFlight, bytes atomic.Int64
 }
 
@@ -116,6 +119,7 @@ func (r *run) receive(ctx context.Context, cut, abandon func()) error {
 		ended <- err
 	case <-ctx.Done():
 	}
+	r.s.ending.Store(true)
 	for i, step := range []struct {
 		wait time.Duration
 		then func()

@@ -36,6 +36,7 @@ func (r *rig) Left() int                      { a, b := r.q.Depth(); return a + 
 func (r *rig) Down(on bool)                   { r.s.Down(on) }
 func (r *rig) Expire()                        {} // leases are short
 func (r *rig) Lease() time.Duration           { return 30 * second }
+func (r *rig) Many() int                      { return 2000 }
 func (r *rig) MinBytes() int                  { return maxMessage }
 func (r *rig) Body(name string, n int) string { return pulltest.Plain(name, n) }
 func (r *rig) Name(b []byte) string           { return pulltest.PlainName(b) }

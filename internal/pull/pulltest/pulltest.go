@@ -48,6 +48,8 @@ type Rig interface {
 	Expire()
 	// Lease is how long a lease lasts, or 0 if that is too long for a test.
 	Lease() time.Duration
+	// Many is how many messages the cloud delivers in a second or two.
+	Many() int
 	// MinBytes is the least of Settings.MaxBytes.
 	MinBytes() int
 	// Body makes a body of about n bytes that carries name.
