@@ -32,6 +32,8 @@ type config struct {
 	// Vault has the clusters by the name that refs call them.
 	Vault    map[string]vaultConfig `koanf:"vault"`
 	Notifier notifierConfig         `koanf:"notifier"`
+	// Tenants says whose secrets are that are not listed below.
+	Tenants tenantsConfig `koanf:"tenants"`
 	// Defaults are for secrets that do not say otherwise.
 	Defaults policyConfig   `koanf:"defaults"`
 	Secrets  []secretConfig `koanf:"secrets"`
@@ -102,14 +104,6 @@ type approleConfig struct {
 	Role    string `koanf:"role"`
 }
 
-type notifierConfig struct {
-	Listen     string `koanf:"listen"`
-	APIKeyFile string `koanf:"api_key_file"`
-	CertFile   string `koanf:"cert_file"`
-	KeyFile    string `koanf:"key_file"`
-	Tenant     string `koanf:"tenant"`
-}
-
 // envPrefix starts the environment variables that set configuration; two
 // underscores stand for the dot.
 const envPrefix = "KEYTURN_"
@@ -154,6 +148,9 @@ func loadConfig(path string) (*config, error) {
 	}
 	if c.NATS.URL == "" {
 		return nil, bad("nats.url is missing; expected something like nats://127.0.0.1:4222")
+	}
+	if err := errors.Join(c.Notifier.check(bad), c.Tenants.check(path)); err != nil {
+		return nil, err
 	}
 	return c, c.checkSecrets(bad)
 }

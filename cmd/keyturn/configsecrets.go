@@ -175,7 +175,11 @@ func (c *config) checkSecret(s *secretConfig) (err error) {
 	}
 	s.orDefault(c.Defaults)
 	if s.Tenant == "" {
-		s.Tenant = c.Notifier.Tenant
+		tenant, err := c.Tenants.of(s.ref, c.Notifier.Tenant)
+		if err != nil {
+			return bad("secret %s: %v", s.ref, err)
+		}
+		s.Tenant = tenant
 	}
 	zone, err := time.LoadLocation(s.TimeZone)
 	if err != nil {

@@ -7,16 +7,16 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/events"
-	"github.com/keyturn/keyturn/events/eventbridge"
-	"github.com/keyturn/keyturn/events/eventgrid"
-	"github.com/keyturn/keyturn/events/pubsub"
 	"github.com/keyturn/keyturn/fault"
 )
 
-// normalizeCmd checks a mapping without a bus.
+// normalizeCmd checks a mapping without a bus. The notice may be any of a
+// provider's shapes: bare, in an envelope, or a batch; its content decides.
 type normalizeCmd struct {
-	From   string `help:"Who sent the notice: ${enum}." enum:"eventbridge,eventgrid,pubsub" required:""`
-	Tenant string `help:"Tenant to print in the events and their subjects." default:"default"`
+	From    string            `help:"Who sent the notice: ${enum}." enum:"eventbridge,eventgrid,pubsub,vault,cloudevents" required:""`
+	Tenant  string            `help:"Tenant to print in the events and their subjects." default:"default"`
+	Cluster string            `help:"What refs call the Vault cluster, which notices do not name." default:"vault"`
+	Project map[string]string `help:"Ids of Google's projects by number, which notices name." placeholder:"NUMBER=ID"`
 }
 
 // maxNotice bounds standard input. No provider sends more than 256 KiB.
@@ -37,15 +37,9 @@ func outEvent(e events.Event) eventOut {
 	return eventOut{ID: e.ID, Type: e.Type, Source: e.Source(), Time: e.Time, Subject: e.Subject(), Data: e.Data}
 }
 
-func (c *normalizeCmd) decode(body []byte) ([]events.Event, error) {
-	switch now := time.Now(); c.From {
-	case "eventgrid":
-		return eventgrid.Decode(body, now)
-	case "pubsub":
-		return pubsub.Decoder{}.DecodePush(body, now)
-	default:
-		return eventbridge.Decode(body, now)
-	}
+// decodeAny reads any notice of a provider, without a configuration.
+func decodeAny(from string, body []byte, now time.Time) ([]events.Event, error) {
+	return (&gcpConfig{}).decodeAny(from, "vault", body, now)
 }
 
 // Run prints nothing and succeeds for a notice that means no event.
@@ -57,7 +51,11 @@ func (c *normalizeCmd) Run(e *env) error {
 	if len(body) > maxNotice {
 		return fault.Newf(fault.Invalid, "normalize", "standard input is over %d bytes; expected one notice", maxNotice)
 	}
-	es, err := c.decode(body)
+	gcp := gcpConfig{Projects: map[string]string{}}
+	for number, id := range c.Project {
+		gcp.Projects[id] = number
+	}
+	es, err := gcp.decodeAny(c.From, c.Cluster, body, time.Now())
 	if err != nil {
 		return err
 	}

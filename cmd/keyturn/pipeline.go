@@ -16,12 +16,9 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/keyturn/keyturn/events"
-	"github.com/keyturn/keyturn/events/eventbridge"
 	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/scheduler"
-	"github.com/keyturn/keyturn/notifier"
-	"github.com/keyturn/keyturn/notifier/webhook"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/rotators"
 	"github.com/keyturn/keyturn/secrets"
@@ -265,58 +262,45 @@ func (p *pipeline) rotate(ctx context.Context, r ref.Ref, token string) (res rot
 // serve runs the notifier and the scheduled rotations until ctx is done, then
 // lets what is under way end. ready is called with the notifier's address
 // once everything runs; it may be nil.
-func (p *pipeline) serve(ctx context.Context, ready func(addr string)) error {
+func (p *pipeline) serve(ctx context.Context, ready func(addr string)) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var src *webhook.Source
-	if p.cfg.Notifier.Listen != "" {
-		var err error
-		if src, err = p.webhook(ctx); err != nil {
-			return err
-		}
-	}
-	if done, err := p.sched.Reconcile(ctx, p.bus); err == nil {
-		if done.Removed > 0 {
-			p.log.WarnContext(ctx, "schedules removed: their secrets are not in the configuration any more, or have none", "removed", done.Removed)
-		}
-	} else {
-		if src != nil {
-			err = errors.Join(err, src.Close())
-		}
+	n, err := p.openNotifier(ctx)
+	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { p.tryStores(ctx) })
-	errs := make(chan error, 3)
-	run := func(what string, f func() error) {
-		wg.Go(func() {
-			if err := f(); err != nil {
-				errs <- fmt.Errorf("%s: %w", what, err)
-				cancel() // one part gone is all of it gone: a supervisor restarts us whole
-			}
-		})
+	defer func() { err = errors.Join(err, n.close()) }()
+	done, err := p.sched.Reconcile(ctx, p.bus)
+	if err != nil {
+		return err
 	}
-	run("schedules", func() error {
+	if done.Removed > 0 {
+		p.log.WarnContext(ctx, "schedules removed: their secrets are not in the configuration any more, or have none", "removed", done.Removed)
+	}
+	parts := n.parts()
+	parts["schedules"] = func(ctx context.Context) error {
 		return p.bus.RunSchedules(ctx, func(ctx context.Context, f natsbus.Firing) error {
 			ctx, cancel := outlast(ctx, stopGrace)
 			defer cancel()
 			return p.sched.Fire(ctx, f)
 		})
-	})
-	run("triggers", func() error {
+	}
+	parts["triggers"] = func(ctx context.Context) error {
 		return p.bus.Work(ctx, workName(p.cfg.Name), events.Filter{Types: scheduler.Wanted()}, p.sched.Hear)
-	})
-	addr := ""
-	if src != nil {
-		n := notifier.New(p.bus, p.bus, &notifier.Options{Tenant: func(_ context.Context, e events.Event) (string, error) { return p.cfg.tenant(e.Data.Ref), nil }, Logger: p.log})
-		handler := n.Handler(func(d notifier.Delivery) ([]events.Event, error) {
-			return eventbridge.Decode(d.Body, d.Received)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.tryStores(ctx) })
+	errs := make(chan error, len(parts))
+	for what, run := range parts {
+		wg.Go(func() {
+			if err := run(ctx); err != nil {
+				errs <- fmt.Errorf("%s: %w", what, err)
+				cancel() // one part gone is all of it gone: a supervisor restarts us whole
+			}
 		})
-		addr = src.Addr().String()
-		run("notifier", func() error { return src.Run(ctx, handler) })
 	}
 	if ready != nil {
-		ready(addr)
+		ready(n.addr())
 	}
 	wg.Wait()
 	close(errs)
@@ -344,32 +328,6 @@ func (p *pipeline) tryStores(ctx context.Context) {
 		}
 		cancel()
 	}
-}
-
-// webhook binds the notifier's port, so that a port in use is an error before
-// anything runs.
-func (p *pipeline) webhook(ctx context.Context) (*webhook.Source, error) {
-	if p.cfg.Notifier.APIKeyFile == "" {
-		return nil, fault.Newf(fault.Invalid, "config", "notifier.listen is set and notifier.api_key_file is missing")
-	}
-	key, err := readKeyFile(p.cfg.Notifier.APIKeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("notifier.api_key_file: %w", err)
-	}
-	auth, err := webhook.APIKey("", key)
-	if err != nil {
-		return nil, fmt.Errorf("notifier.api_key_file: %w", err)
-	}
-	return webhook.Listen(ctx, webhook.Options{
-		Addr: p.cfg.Notifier.Listen, CertFile: p.cfg.Notifier.CertFile, KeyFile: p.cfg.Notifier.KeyFile, Logger: p.log,
-		Routes: []webhook.Route{{Name: "webhook", Path: "/v1/eventbridge", Kind: webhook.EventBridge{}, Auth: []webhook.Authenticator{auth}}},
-		Ready: func(context.Context) error {
-			if !p.nc.IsConnected() {
-				return errors.New("NATS is away")
-			}
-			return nil
-		},
-	})
 }
 
 // workName is the deployment's name as a durable consumer may have it.

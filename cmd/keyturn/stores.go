@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	vault "github.com/hashicorp/vault/api"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -34,6 +35,7 @@ type stores struct {
 	clouds map[string]secrets.Store // by what one client serves
 	closes []func() error
 	gcp    gcpsm.Projects
+	vaults map[string]*vault.Client // signed in, by cluster
 }
 
 // of returns the store that holds r.

@@ -90,6 +90,31 @@ func (e emulated) GetToken(context.Context, policy.TokenRequestOptions) (azcore.
 }
 
 func (s *stores) openVault(ctx context.Context, cluster string) (secrets.Store, error) {
+	client, err := s.vaultClient(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	return vaultkv.New(client, &vaultkv.Options{Cluster: cluster, Logger: s.log, Locker: s.locks})
+}
+
+// vaultToken returns a token that works at present, for what speaks to Vault
+// by itself.
+func (s *stores) vaultToken(ctx context.Context, cluster string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	client, err := s.vaultClient(ctx, cluster)
+	if err != nil {
+		return "", err
+	}
+	return client.Token(), nil
+}
+
+// vaultClient returns the client of a cluster, which is signed in and stays so
+// until close. The caller holds s.mu.
+func (s *stores) vaultClient(ctx context.Context, cluster string) (*vault.Client, error) {
+	if c, ok := s.vaults[cluster]; ok {
+		return c, nil
+	}
 	c, ok := s.cfg.Vault[cluster]
 	if !ok {
 		return nil, fault.Newf(fault.Invalid, "store", "the Vault cluster %q is not configured; add vault.%s.address", cluster, cluster)
@@ -121,7 +146,11 @@ func (s *stores) openVault(ctx context.Context, cluster string) (secrets.Store, 
 		return nil, fmt.Errorf("vault.%s: %w", cluster, err)
 	}
 	s.closes = append(s.closes, func() error { session.Close(); return nil })
-	return vaultkv.New(client, &vaultkv.Options{Cluster: cluster, Logger: s.log, Locker: s.locks})
+	if s.vaults == nil {
+		s.vaults = map[string]*vault.Client{}
+	}
+	s.vaults[cluster] = client
+	return client, nil
 }
 
 // method is how a cluster is signed in to.

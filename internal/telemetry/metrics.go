@@ -124,8 +124,10 @@ func (m *Metrics) Observe(o notifier.Outcome) {
 // Rejected counts a request that was refused. reason is a constant.
 func (m *Metrics) Rejected(source, reason string) { m.rejected.WithLabelValues(source, reason).Inc() }
 
-// Lost counts a notice that a source had to give up. reason is a constant.
-func (m *Metrics) Lost(source, reason string) { m.lost.WithLabelValues(source, reason).Inc() }
+// Lost counts n notices that a source had to give up. reason is a constant.
+func (m *Metrics) Lost(source, reason string, n int) {
+	m.lost.WithLabelValues(source, reason).Add(float64(n))
+}
 
 // Gauge adds a value that is asked for at each scrape.
 func (m *Metrics) Gauge(name, help string, value func() float64) {

@@ -49,7 +49,7 @@ func filled() *Metrics {
 		m.Observe(o)
 	}
 	m.Rejected("eventgrid", "unauthenticated")
-	m.Lost("vaultaudit", "full")
+	m.Lost("vaultaudit", "full", 1)
 	m.Gauge("nats_connected", "1 while connected to NATS.", func() float64 { return 1 })
 	return m
 }
