@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -77,17 +76,9 @@ func awayFor(why string, err error) *refusal {
 // strangers do is logged once a second at most.
 func (rt *route) turnAway(w http.ResponseWriter, r *http.Request, f *refusal, known bool) {
 	rt.s.o.Observe(Rejection{Source: rt.Name, Reason: f.reason, Status: f.status})
-	level, text := slog.LevelWarn, "answered 503, the sender will repeat it"
-	switch {
-	case f.status == http.StatusServiceUnavailable:
+	if f.status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", retryAfter)
-	case known:
-		// The sender drops the notice, so somebody must hear of it.
-		level, text = slog.LevelError, "notice refused; most senders drop it for good"
-	default:
-		text = "request refused"
-	}
-	if f.status != http.StatusServiceUnavailable {
+	} else {
 		w.Header().Set("Connection", "close") // and do not read the body to save it
 	}
 	switch f.status {
@@ -113,7 +104,15 @@ func (rt *route) turnAway(w http.ResponseWriter, r *http.Request, f *refusal, kn
 		if more > 0 {
 			log = log.With("more_before", more)
 		}
-		log.Log(r.Context(), level, text)
+		switch {
+		case f.status == http.StatusServiceUnavailable:
+			log.WarnContext(r.Context(), "answered 503, the sender will repeat it")
+		case known:
+			// The sender drops the notice, so somebody must hear of it.
+			log.ErrorContext(r.Context(), "notice refused; most senders drop it for good")
+		default:
+			log.WarnContext(r.Context(), "request refused")
+		}
 	}
 	answer(w, f.status, f.why)
 }

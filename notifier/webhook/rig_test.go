@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/snssig"
 	"github.com/keyturn/keyturn/notifier"
 )
 
@@ -49,7 +50,7 @@ type topics struct {
 
 const ourTopic = "arn:aws:sns:eu-west-1:111122223333:secrets"
 
-func (s *topics) Verify(_ context.Context, body []byte) (*SNSMessage, error) {
+func (s *topics) Verify(_ context.Context, body []byte) (*snssig.Message, error) {
 	var m struct {
 		Type, MessageID, TopicArn, Message, SubscribeURL, Token, Signature string
 	}
@@ -62,10 +63,10 @@ func (s *topics) Verify(_ context.Context, body []byte) (*SNSMessage, error) {
 	case m.Signature != "good" || m.TopicArn != ourTopic:
 		return nil, fault.Newf(fault.Denied, "sns", "the signature or topic is not one of ours")
 	}
-	return &SNSMessage{Type: m.Type, MessageID: m.MessageID, TopicARN: m.TopicArn, Message: m.Message, SubscribeURL: m.SubscribeURL, Token: m.Token}, nil
+	return &snssig.Message{Type: m.Type, MessageID: m.MessageID, TopicARN: m.TopicArn, Message: m.Message, SubscribeURL: m.SubscribeURL, Token: m.Token}, nil
 }
 
-func (s *topics) Confirm(_ context.Context, m *SNSMessage) error {
+func (s *topics) Confirm(_ context.Context, m *snssig.Message) error {
 	if !strings.HasPrefix(m.SubscribeURL, "https://sns.eu-west-1.amazonaws.com/") {
 		return fault.Newf(fault.Denied, "sns", "the host is not one of SNS")
 	}

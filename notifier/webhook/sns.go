@@ -10,15 +10,15 @@ import (
 )
 
 // An SNSVerifier tells which messages come from an allowed topic of Amazon SNS.
-// It is safe for concurrent use.
+// It is safe for concurrent use. [snssig.Verifier] is one.
 type SNSVerifier interface {
 	// Verify reads a message and checks its signature, topic and age. Errors are
 	// of kind Invalid for what is no message, Denied for one that is not to be
 	// trusted, and Unavailable while the certificate cannot be fetched.
-	Verify(ctx context.Context, body []byte) (*SNSMessage, error)
+	Verify(ctx context.Context, body []byte) (*snssig.Message, error)
 	// Confirm opens the SubscribeURL of a message that Verify returned, if it is
 	// of an allowed topic and host. The kinds of its errors are those of Verify.
-	Confirm(ctx context.Context, m *SNSMessage) error
+	Confirm(ctx context.Context, m *snssig.Message) error
 }
 
 // SNS is an HTTPS subscription of Amazon SNS. A message proves by its own
@@ -32,6 +32,8 @@ type SNSVerifier interface {
 // by ourselves could undo what an operator did.
 // https://docs.aws.amazon.com/sns/latest/dg/sns-http-https-endpoint-as-subscriber.html
 type SNS struct{ Verifier SNSVerifier }
+
+var _ SNSVerifier = (*snssig.Verifier)(nil)
 
 const headerSNSType = "X-Amz-Sns-Message-Type"
 
@@ -48,7 +50,7 @@ func (s SNS) profile() (profile, error) {
 func (s SNS) receive(ctx context.Context, q *request) (outcome, *refusal) {
 	told := q.get(headerSNSType)
 	switch told {
-	case "Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation":
+	case snssig.TypeNotification, snssig.TypeSubscription, snssig.TypeUnsubscribed:
 	default:
 		return outcome{}, refuse(http.StatusBadRequest, Invalid, "expected x-amz-sns-message-type of Amazon SNS, without raw delivery")
 	}
@@ -61,13 +63,13 @@ func (s SNS) receive(ctx context.Context, q *request) (outcome, *refusal) {
 	}
 	log := q.route.log.With("topic", m.TopicARN)
 	switch m.Type {
-	case "SubscriptionConfirmation":
+	case snssig.TypeSubscription:
 		if err := s.Verifier.Confirm(ctx, m); err != nil {
 			return outcome{}, distrust(err, Handshake, "the subscription is not confirmed")
 		}
 		log.InfoContext(ctx, "SNS subscription confirmed")
 		return outcome{done: true}, nil
-	case "UnsubscribeConfirmation":
+	case snssig.TypeUnsubscribed:
 		log.WarnContext(ctx, "the SNS subscription was cancelled; its notices come no more, until somebody subscribes again")
 		return outcome{done: true}, nil
 	}
@@ -90,6 +92,3 @@ func distrust(err error, reason Reason, why string) *refusal {
 	}
 	return awayFor(why+" at present", err)
 }
-
-// An SNSMessage is a message whose signature was verified.
-type SNSMessage = snssig.Message
