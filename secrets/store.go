@@ -154,6 +154,21 @@ type Creator interface {
 	CreateSecret(ctx context.Context, ref Ref, v Value) (*Version, error)
 }
 
+// A Tagger is a Store that can tell the tags of a secret: what people and
+// tools note beside it, such as whose it is. Providers call them tags, labels
+// or custom metadata. They belong to the secret and stay with it when it is
+// rotated.
+type Tagger interface {
+	// Tags returns the tags of a secret, with the provider's own spelling of
+	// keys. Where there are none it returns an empty map, and the caller may
+	// change what it gets. What the store notes there for itself is left out.
+	// No value is read, so it needs no permission to. It changes nothing, is
+	// safe for concurrent use, and does not retry beyond what the provider's
+	// client does. A secret that is not there is NotFound; one that is only
+	// marked for deletion tells its tags if the provider still does.
+	Tags(ctx context.Context, ref Ref) (map[string]string, error)
+}
+
 // A Description is what a store tells of a secret without its values.
 type Description struct {
 	Ref Ref

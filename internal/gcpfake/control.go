@@ -2,6 +2,7 @@ package gcpfake
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -213,4 +214,18 @@ func (s *Server) Codes(methods ...string) map[codes.Code]int {
 		out[c.Code]++
 	}
 	return out
+}
+
+// SetLabels replaces the labels of a secret, as somebody does in the console.
+func (s *Server) SetLabels(secretName string, labels map[string]string) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sec := s.must(secretName)
+	next := proto.CloneOf(sec.pb)
+	next.Labels = maps.Clone(labels)
+	if err := checkLabels(next); err != nil {
+		s.t.Fatalf("gcpfake: %v", err)
+	}
+	sec.pb.Labels, sec.pb.Etag = next.Labels, s.etag()
 }

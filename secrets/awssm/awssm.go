@@ -117,6 +117,7 @@ var (
 	_ secrets.Succeeder = (*Store)(nil)
 	_ secrets.Creator   = (*Store)(nil)
 	_ secrets.Disabler  = (*Store)(nil)
+	_ secrets.Tagger    = (*Store)(nil)
 )
 
 // New returns a Store. opts may be nil.

@@ -65,6 +65,12 @@ func (b *backend) Begin(t *testing.T, r ref.Ref, token string) {
 
 func (b *backend) Logs() string { return b.logs.String() }
 
+// Tag implements [storetest.Tagged].
+func (b *backend) Tag(t *testing.T, r ref.Ref, tags map[string]string) {
+	t.Helper()
+	b.fake.SetTags(r.Name, tags)
+}
+
 func TestStore(t *testing.T) { storetest.Run(t, newBackend(1, false)) }
 
 // The service labels the token before there is a value.

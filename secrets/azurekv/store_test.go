@@ -1,7 +1,9 @@
 package azurekv_test
 
 import (
+	"maps"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,6 +87,19 @@ func (b *backend) Kept(_ *testing.T, r ref.Ref) (own, pending []secrets.Value) {
 		return out
 	}
 	return kept(r.Name), kept(pendingName(r))
+}
+
+// Tag implements [storetest.Tagged]: a version has tags, ours among them.
+func (b *backend) Tag(t *testing.T, r ref.Ref, tags map[string]string) {
+	t.Helper()
+	all := b.fake.Versions(vault, r.Name)
+	newest := all[len(all)-1]
+	maps.DeleteFunc(newest.Tags, func(k, _ string) bool { return !strings.HasPrefix(k, "keyturn-") })
+	if newest.Tags == nil {
+		newest.Tags = map[string]string{}
+	}
+	maps.Copy(newest.Tags, tags)
+	b.fake.SetTags(vault, r.Name, newest.ID, newest.Tags)
 }
 
 func TestStore(t *testing.T) { storetest.Run(t, newBackend) }

@@ -169,6 +169,7 @@ var (
 	_ secrets.Disabler     = (*Store)(nil)
 	_ secrets.Checker      = (*Store)(nil)
 	_ secrets.OrphanFinder = (*Store)(nil)
+	_ secrets.Tagger       = (*Store)(nil)
 	_ sibling.Driver       = (*driver)(nil)
 )
 

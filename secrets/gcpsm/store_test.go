@@ -98,6 +98,16 @@ func (b *backend) Kept(_ *testing.T, r ref.Ref) (own, pending []secrets.Value) {
 	return kept(r.Name), kept(r.Name + sibling.Suffix)
 }
 
+// Tag implements [storetest.Tagged].
+func (b *backend) Tag(t *testing.T, r ref.Ref, tags map[string]string) {
+	t.Helper()
+	parent := "projects/" + gcpfake.Project
+	if b.location != "" {
+		parent += "/locations/" + b.location
+	}
+	b.fake.SetLabels(parent+"/secrets/"+r.Name, tags)
+}
+
 // locker is one that processes share.
 type locker struct {
 	mu   sync.Mutex

@@ -10,8 +10,8 @@ import (
 
 // abilities is what a store can do besides staging versions.
 type abilities struct {
-	create, succeed, disable bool
-	check, findOrphans       bool // the stores' own tests try these
+	create, succeed, disable, tag bool
+	check, findOrphans            bool // the stores' own tests try these
 }
 
 // probe tells what b's stores are able to do before any test is registered: a
@@ -36,6 +36,7 @@ func abilitiesOf(s secrets.Store) abilities {
 	_, can.create = s.(secrets.Creator)
 	_, can.succeed = s.(secrets.Succeeder)
 	_, can.disable = s.(secrets.Disabler)
+	_, can.tag = s.(secrets.Tagger)
 	_, can.check = s.(secrets.Checker)
 	_, can.findOrphans = s.(secrets.OrphanFinder)
 	return can
@@ -48,7 +49,7 @@ func (a abilities) String() string {
 		name string
 		can  bool
 	}{
-		{"Creator", a.create}, {"Succeeder", a.succeed}, {"Disabler", a.disable}, {"Checker", a.check}, {"OrphanFinder", a.findOrphans},
+		{"Creator", a.create}, {"Succeeder", a.succeed}, {"Disabler", a.disable}, {"Tagger", a.tag}, {"Checker", a.check}, {"OrphanFinder", a.findOrphans},
 	} {
 		if c.can {
 			has = append(has, c.name)

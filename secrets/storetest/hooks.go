@@ -32,10 +32,11 @@ func hooks(b Backend) string {
 	_, clocked := b.(Clocked)
 	_, raw := b.(Raw)
 	_, logged := b.(Logged)
+	_, tagged := b.(Tagged)
 	for _, c := range []struct {
 		name string
 		has  bool
-	}{{"Clocked", clocked}, {"Raw", raw}, {"Logged", logged}} {
+	}{{"Clocked", clocked}, {"Raw", raw}, {"Logged", logged}, {"Tagged", tagged}} {
 		if c.has {
 			has = append(has, c.name)
 		} else {

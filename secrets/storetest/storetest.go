@@ -54,6 +54,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"creator", can.create, creator},
 		{"succession", can.succeed, succession},
 		{"retire", can.disable, retire},
+		{"tags", can.tag, tagger},
 		{"concurrency", true, concurrency},
 		{"crash", true, crash},
 		{"leak", true, leak},

@@ -212,6 +212,23 @@ func (b *backend) Kept(t *testing.T, r ref.Ref) (own, pending []secrets.Value) {
 	return kept(r.Name), kept(r.Name + sibling.Suffix)
 }
 
+// Tag implements [storetest.Tagged]: keys of custom metadata, beside the notes.
+func (b *backend) Tag(t *testing.T, r ref.Ref, tags map[string]string) {
+	t.Helper()
+	path := b.mount + "/metadata/" + r.Name
+	old, _ := b.must(t, "GET", path, nil, "X-Vault-Namespace", b.ns)["custom_metadata"].(map[string]any)
+	changes := kv{}
+	for k := range old {
+		if !strings.HasPrefix(k, "keyturn-") {
+			changes[k] = nil
+		}
+	}
+	for k, v := range tags {
+		changes[k] = v
+	}
+	b.must(t, "PATCH", path, kv{"custom_metadata": changes}, "X-Vault-Namespace", b.ns)
+}
+
 // A clocked backend is a fake one.
 type clocked struct{ *backend }
 

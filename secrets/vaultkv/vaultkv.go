@@ -121,6 +121,7 @@ var (
 	_ secrets.Creator      = (*Store)(nil)
 	_ secrets.Checker      = (*Store)(nil)
 	_ secrets.OrphanFinder = (*Store)(nil)
+	_ secrets.Tagger       = (*Store)(nil)
 )
 
 // New returns the store that client reaches. The namespace of a ref, counted
