@@ -366,8 +366,12 @@ func TestDecodeNeverEchoes(t *testing.T) {
 	// Of each shape, those that have the most in them.
 	some := map[string][]byte{}
 	for name, body := range notices(t) {
-		if strings.HasPrefix(name, "file/event.") || strings.HasPrefix(name, "lines/") || strings.HasPrefix(name, "broken/") || strings.Contains(name, "namespace") ||
-			strings.Contains(name, "openbao") || strings.Contains(name, "kv1-") || strings.Contains(name, "rotate-role") || strings.Contains(name, "undelete") {
+		switch name {
+		case "file/event.kv-v2.undelete", "file/event.database.rotate.manual", "event/namespace", "file/event.kv-v1.write",
+			"audit/namespace", "file/openbao-audit-kv2-update.response", "file/audit-kv1-create.response", "file/audit-db-rotate-role.response":
+			some[name] = body
+		}
+		if strings.HasPrefix(name, "lines/") || strings.HasPrefix(name, "broken/") && !json.Valid(body) {
 			some[name] = body
 		}
 	}
