@@ -367,7 +367,7 @@ func TestDecodeNeverEchoes(t *testing.T) {
 	some := map[string][]byte{}
 	for name, body := range notices(t) {
 		switch name {
-		case "file/event.kv-v2.undelete", "file/event.database.rotate.manual", "event/namespace", "file/event.kv-v1.write",
+		case "file/event.kv-v2.undelete", "file/event.database.rotate.manual", "event/namespace", "file/event.kv-v1.write", "file/event.kv-v2.data-write", "file/event.kv-v2.data-delete",
 			"audit/namespace", "file/openbao-audit-kv2-update.response", "file/audit-kv1-create.response", "file/audit-db-rotate-role.response":
 			some[name] = body
 		}
