@@ -130,9 +130,7 @@ func (t *tail) catchUp(ctx context.Context, down bool) {
 		if ctx.Err() != nil || !t.ended() {
 			return
 		}
-		info := t.info
-		t.close()
-		t.between(ctx, info)
+		t.between(ctx)
 		return
 	}
 	t.close()
@@ -144,16 +142,24 @@ func (t *tail) catchUp(ctx context.Context, down bool) {
 	t.after(ctx, pos.Saved, nil)
 }
 
-// between reads the files that are newer than old, which was read, and older
-// than the one at the path, and then opens that one.
-func (t *tail) between(ctx context.Context, old fs.FileInfo) { t.after(ctx, old.ModTime(), old) }
+// between reads the files that are newer than the open one, which was read, and
+// older than the one at the path, and then opens that one.
+func (t *tail) between(ctx context.Context) {
+	old, err := t.file.Stat()
+	if err != nil {
+		old = t.info
+	}
+	t.close()
+	t.after(ctx, old.ModTime(), old)
+}
 
-// after is between for the files that changed after since, except old.
+// after is between for the files that changed at since or after it, except old:
+// clocks of file systems are coarse, and twice is better than never.
 func (t *tail) after(ctx context.Context, since time.Time, old fs.FileInfo) {
 	current, _ := os.Stat(t.f.Path)
 	for _, path := range t.siblings() {
 		info, err := os.Stat(path)
-		if err != nil || !info.ModTime().After(since) || old != nil && os.SameFile(info, old) || current != nil && os.SameFile(info, current) {
+		if err != nil || info.ModTime().Before(since) || old != nil && os.SameFile(info, old) || current != nil && os.SameFile(info, current) {
 			continue
 		}
 		if err := t.open(path); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"os"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 const (
 	// tailChunk is how much of the file is read at a time.
 	tailChunk = 256 << 10
+	// maxPiece is how many bytes of records are stored at a time.
+	maxPiece = 256 << 10
 	// saveEvery is how often the position is written at most. What is read
 	// again after a crash is harmless: events are named by what happened.
 	saveEvery = time.Second
@@ -125,9 +128,7 @@ func (t *tail) look(ctx context.Context) (more bool) {
 	if ctx.Err() != nil || !t.ended() {
 		return false
 	}
-	old := t.info
-	t.close()
-	t.between(ctx, old)
+	t.between(ctx)
 	return true
 }
 
@@ -223,14 +224,30 @@ func (t *tail) keep(ctx context.Context, in *intake, read []byte) bool {
 	if same, err := t.same(t.file); err != nil || !same {
 		return false
 	}
-	for wait := 10 * time.Millisecond; len(in.recs) > 0; wait = min(2*wait, time.Second) {
-		c, err := t.s.add(in.recs)
+	// In pieces, since what is larger than the spool would wait for ever.
+	for recs := range pieces(in.recs, min(maxPiece, t.s.o.MaxBytes/8)) {
+		if !t.store(ctx, recs) {
+			return false
+		}
+	}
+	t.cause = ""
+	in.tell(t.s, viaFile)
+	t.s.count(viaFile, Stored, "", len(in.recs))
+	t.pos.move(read)
+	t.dirty = true
+	return true
+}
+
+// store stores recs, and waits as long as there is no room.
+func (t *tail) store(ctx context.Context, recs [][]byte) bool {
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		c, err := t.s.add(recs)
 		if err == nil {
 			// Not ctx: whether it is stored must be known before moving on.
 			err = c.Wait(context.Background())
 		}
 		if err == nil {
-			break
+			return true
 		}
 		t.fail(err)
 		if errors.Is(err, spool.ErrClosed) {
@@ -242,12 +259,23 @@ func (t *tail) keep(ctx context.Context, in *intake, read []byte) bool {
 		case <-time.After(wait):
 		}
 	}
-	t.cause = ""
-	in.tell(t.s, viaFile)
-	t.s.count(viaFile, Stored, "", len(in.recs))
-	t.pos.move(read)
-	t.dirty = true
-	return true
+}
+
+// pieces gives recs in slices of at most limit bytes, or of one record.
+func pieces(recs [][]byte, limit int64) iter.Seq[[][]byte] {
+	return func(yield func([][]byte) bool) {
+		for len(recs) > 0 {
+			n, size := 0, int64(0)
+			for n == 0 || n < len(recs) && size+int64(len(recs[n])) <= limit {
+				size += int64(len(recs[n]))
+				n++
+			}
+			if !yield(recs[:n]) {
+				return
+			}
+			recs = recs[n:]
+		}
+	}
 }
 
 // fail says why reading does not go on, once for each reason.

@@ -236,6 +236,7 @@ func (o Options) withDefaults() (Options, error) {
 		return bad("no directory for the spool; expected one that survives a restart")
 	}
 	setDefault(&o.Name, "vaultaudit")
+	setDefault(&o.MaxBytes, 1<<30)
 	setDefault(&o.AppendTimeout, time.Second)
 	setDefault(&o.MaxLine, 1<<20)
 	setDefault(&o.MaxInFlight, 64)
