@@ -14,7 +14,7 @@ import (
 
 func TestEvents(t *testing.T) {
 	srv := testenv.NATS(t)
-	b := open(t, srv.Conn(t), &Options{MaxPerSubject: 1000})
+	b := open(t, srv.Conn(t), &Options{MaxPerSubject: 1000, PublishTimeout: limit})
 	read := func(q EventsQuery) (out []StoredEvent) {
 		t.Helper()
 		for e, err := range b.Events(t.Context(), q) {
