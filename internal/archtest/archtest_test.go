@@ -128,7 +128,7 @@ func TestRulesCanFail(t *testing.T) {
 
 // onlyImporters says who may import an SDK, so that it stays in its leaf.
 var onlyImporters = map[string][]string{
-	"github.com/aws/":            {"secrets/awssm", "events/putevents", "functions/aws", "internal/awsfake", "internal/lambdarotate", "cmd/keyturn", "integration"},
+	"github.com/aws/":            {"secrets/awssm", "events/putevents", "functions/aws", "notifier/sqs", "internal/awsfake", "internal/sqsfake", "internal/lambdarotate", "cmd/keyturn", "integration"},
 	"github.com/nats-io/nats.go": {"events/natsbus", "secrets/natskv", "cmd/keyturn", "internal/natslock", "internal/testenv"},
 	"github.com/nats-io/nats-server": {
 		"cmd/keyturn", "internal/testenv",
@@ -138,8 +138,9 @@ var onlyImporters = map[string][]string{
 	"cloud.google.com/go/secretmanager": {
 		"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration",
 	},
-	"google.golang.org/grpc": {"secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
-	"github.com/Azure/":      {"secrets/azurekv", "functions/azure", "internal/azurefake", "cmd/keyturn", "integration"},
+	"cloud.google.com/go/pubsub": {"notifier/pubsubpull", "cmd/keyturn", "integration"},
+	"google.golang.org/grpc":     {"notifier/pubsubpull", "secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
+	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "notifier/gridpull", "internal/azurefake", "internal/gridfake", "cmd/keyturn", "integration"},
 }
 
 func TestSDKsStayInTheirLeaves(t *testing.T) {

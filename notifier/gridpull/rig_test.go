@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // second is one of the service in these tests.
-const second = 10 * time.Millisecond
+const second = 20 * time.Millisecond
 
 // A rig is a subscription of the fake.
 type rig struct {

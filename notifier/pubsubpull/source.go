@@ -106,17 +106,18 @@ func (r *run) receive(ctx context.Context, cut, abandon func()) error {
 		// As long as a handler can take; then the message comes again.
 		MaxExtension: o.Hold + 2*o.Timeout + o.AckTimeout + o.again.Max + time.Minute,
 	}
-	ended := make(chan error, 1)
+	var failed error
+	ended := make(chan struct{})
 	go func() {
-		ended <- sub.Receive(ctx, func(_ context.Context, m *pubsub.Message) { r.handle(m) })
+		defer close(ended)
+		failed = sub.Receive(ctx, func(_ context.Context, m *pubsub.Message) { r.handle(m) })
 	}()
 	defer func() { _ = client.Close() }()
 	select {
-	case err := <-ended:
+	case <-ended:
 		if ctx.Err() == nil {
-			return err
+			return failed
 		}
-		ended <- err
 	case <-ctx.Done():
 	}
 	r.s.ending.Store(true)

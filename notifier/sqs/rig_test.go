@@ -35,7 +35,7 @@ func (r *rig) Send(body string)               { r.q.Send(body, "") }
 func (r *rig) Left() int                      { a, b := r.q.Depth(); return a + b }
 func (r *rig) Down(on bool)                   { r.s.Down(on) }
 func (r *rig) Expire()                        {} // leases are short
-func (r *rig) Lease() time.Duration           { return 30 * second }
+func (r *rig) Lease() time.Duration           { return 50 * second }
 func (r *rig) Many() int                      { return 2000 }
 func (r *rig) MinBytes() int                  { return maxMessage }
 func (r *rig) Body(name string, n int) string { return pulltest.Plain(name, n) }

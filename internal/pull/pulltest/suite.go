@@ -154,7 +154,7 @@ func extended(t *testing.T, r Rig) {
 	Start(t, s, func(_ context.Context, d notifier.Delivery) error {
 		name := r.Name(d.Body)
 		l.Begin(name, 0)
-		time.Sleep(4 * r.Lease())
+		time.Sleep(3 * r.Lease())
 		l.End(name, 0, true)
 		return nil
 	})
@@ -189,7 +189,7 @@ func boundedCount(t *testing.T, r Rig) {
 }
 
 func boundedBytes(t *testing.T, r Rig) {
-	const n = 20
+	const n = 8
 	bound := 3 * r.MinBytes()
 	size := r.MinBytes() * 6 / 10
 	SendAll(r, n, size)
