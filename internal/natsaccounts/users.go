@@ -13,8 +13,10 @@ import (
 	"github.com/keyturn/keyturn/fault"
 )
 
-// bcryptCost is what one sign-in costs the server: about 100 ms.
-const bcryptCost = 11
+// bcryptCost is the least there is: passwords here have 192 random bits, which
+// nobody guesses, and a fleet that comes back at once must not keep the server
+// busy with hashing.
+const bcryptCost = bcrypt.MinCost
 
 // AddTenant makes the account of a tenant. Servers must be told, by
 // [Bundle.Push] or a reload. quarantine is the tenant that has no agents.

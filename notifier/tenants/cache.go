@@ -117,12 +117,13 @@ func (c *tagCache) start(ctx context.Context, o *Options, r ref.Ref) *lookup {
 	return l
 }
 
-// forget makes room: what is out of date goes, or else whatever comes first.
-// What runs stays, so that nobody asks a second time meanwhile.
+// forget makes room for many, so that it is seldom called: what is out of date
+// goes, and then whatever comes first. What runs stays, so that nobody asks a
+// second time meanwhile.
 func (c *tagCache) forget(now time.Time) {
 	maps.DeleteFunc(c.tags, func(_ ref.Ref, l *lookup) bool { return !l.until.IsZero() && !now.Before(l.until) })
 	for r, l := range c.tags {
-		if len(c.tags) < maxCached {
+		if len(c.tags) <= maxCached-maxCached/8 {
 			return
 		}
 		if !l.until.IsZero() {
