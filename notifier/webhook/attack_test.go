@@ -71,7 +71,7 @@ func TestAttacks(t *testing.T) {
 		}
 		if s.prove != nil && strings.Contains(s.wire("", nil), "Bearer good") {
 			for _, what := range []string{"expired", "wrong-audience", "wrong-issuer", "wrong-email", "email-not-verified", "other-algorithm", "malformed", ""} {
-				attacks = append(attacks, attack{"token " + what, set("Authorization", "Bearer "+what), "", 401, Unauthenticated})
+				attacks = append(attacks, attack{"traps 21, 34: token " + what, set("Authorization", "Bearer "+what), "", 401, Unauthenticated})
 			}
 			// trap 17: our own outage is never the sender's fault.
 			for _, what := range []string{"keys-away", "defect", "unclassified"} {

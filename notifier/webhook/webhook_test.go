@@ -321,6 +321,7 @@ func TestOutageAnswers503AndResumes(t *testing.T) {
 	}
 }
 
+// TestSlowBusAnswers503InTime is trap 8: EventBridge waits 5 s.
 func TestSlowBusAnswers503InTime(t *testing.T) {
 	b := newBus()
 	b.set(nil, make(chan struct{}))
