@@ -326,3 +326,23 @@ func TestOnceAndForward(t *testing.T) {
 		}
 	})
 }
+
+// TestPushedOut: an id that newer events have pushed out of the history is
+// late, and so stored apart and once.
+func TestPushedOut(t *testing.T) {
+	srv := testenv.NATS(t)
+	o := shrunk()
+	o.MaxPerSubject = 3
+	b := open(t, srv.Conn(t), o)
+	var es []events.Event
+	for i := range 6 {
+		es = append(es, at(activated("a", fmt.Sprint("v", i)), time.Duration(10-i)*time.Hour))
+	}
+	receipt(t, b, events.Receipt{Stored: 6}, es...)
+	testenv.Eventually(t, limit, "the server forgot the ids", func() bool { return windowPassed(t, b) })
+	again := open(t, srv.Conn(t), o)
+	receipt(t, again, events.Receipt{Late: 1, Duplicates: 3}, es[0], es[5], es[3], es[0])
+	if told, _ := everything(t, b); len(told) != 3 || told[2].ID != es[5].ID {
+		t.Errorf("%+v; expected the newest at the end", told)
+	}
+}

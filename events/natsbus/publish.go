@@ -34,8 +34,8 @@ func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
 //     stays the newest.
 //
 // An id counts as known as long as the subject's history keeps it. One that
-// was pushed out by [Options.MaxPerSubject] newer events is stored once more,
-// as late.
+// was pushed out by [Options.MaxPerSubject] newer events is stored once more:
+// as late, unless all of them are within [Options.Skew] of one another.
 //
 // What the bus knows already, as its last event of a subject, is not sent. A
 // recent event whose id is not the last is sent and left to the server, so
