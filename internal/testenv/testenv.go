@@ -42,12 +42,16 @@ type NATSServer struct {
 	srv  *server.Server
 }
 
-// NATS starts a server that stores below t.TempDir. It ends with t.
-func NATS(t testing.TB) *NATSServer {
+// NATS starts a server that stores below t.TempDir and syncs each write, unless
+// change says otherwise. It ends with t.
+func NATS(t testing.TB, change ...func(*server.Options)) *NATSServer {
 	t.Helper()
 	n := &NATSServer{t: t, opts: server.Options{
 		Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, SyncAlways: true,
 	}}
+	for _, f := range change {
+		f(&n.opts)
+	}
 	n.Start()
 	t.Cleanup(n.Stop)
 	return n
