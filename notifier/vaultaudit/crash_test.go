@@ -79,6 +79,9 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: the child did not start: %v, %s", round, err, stderr.String())
 		}
 		var wg sync.WaitGroup
+		var left atomic.Int64
+		left.Store(1 + rand.Int64N(20))
+		enough := make(chan struct{})
 		for range 4 {
 			wg.Go(func() {
 				for {
@@ -93,11 +96,19 @@ func TestKill(t *testing.T) {
 						mu.Lock()
 						answered[n] = true
 						mu.Unlock()
+						if left.Add(-1) == 0 {
+							close(enough)
+						}
 					}
 				}
 			})
 		}
-		time.Sleep(time.Duration(5+rand.N(60)) * time.Millisecond) // the moment is what is tried
+		select { // some answers and a random moment after them
+		case <-enough:
+		case <-time.After(10 * time.Second):
+			t.Errorf("round %d: too few answers within 10 s", round)
+		}
+		time.Sleep(rand.N(5 * time.Millisecond))
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		wg.Wait()
