@@ -15,10 +15,10 @@ import (
 func oracle(p string) *regexp.Regexp {
 	var segs []string
 	for s := range strings.SplitSeq(p, "/") {
-		switch {
-		case s == "**":
+		switch s {
+		case "**":
 			segs = append(segs, `[^/]*(?:/[^/]*)*`)
-		case s == "*":
+		case "*":
 			segs = append(segs, `[^/]+`)
 		default:
 			s = regexp.QuoteMeta(s)
