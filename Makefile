@@ -50,9 +50,11 @@ fuzz: ## fuzz the decoders (FUZZTIME=1m each)
 	@scripts/fuzz.sh
 
 .PHONY: bench
-bench: ## what a hit and an event cost, each beside its baseline
+bench: ## what a hit, an event and a notice cost, each beside its baseline
 	@scripts/deps.sh go
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./agent ./events/natsbus
+	$(GO) test -run '^$$' -bench 'Notify$$' -benchtime 30000x -timeout 30m ./integration
+	$(GO) test -run '^$$' -bench 'NotifyLag|NotifyMemory' -benchtime 1x -timeout 30m ./integration
 
 .PHONY: package
 package: ## Lambda zips for arm64 and amd64, in dist/

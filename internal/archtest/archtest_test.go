@@ -140,6 +140,12 @@ var onlyImporters = map[string][]string{
 	},
 	"cloud.google.com/go/pubsub": {"notifier/pubsubpull", "cmd/keyturn", "integration"},
 	"google.golang.org/grpc":     {"notifier/pubsubpull", "secrets/gcpsm", "functions/gcp", "internal/gcpfake", "cmd/keyturn", "integration"},
+	"github.com/coreos/go-oidc":  {"internal/tokenauth"},
+	"github.com/go-jose/":        {"internal/tokenauth"},
+	"github.com/coder/websocket": {"notifier/vaultevents", "internal/vaultfake"},
+	"github.com/prometheus/":     {"internal/telemetry"},
+	"go.opentelemetry.io/":       {"internal/telemetry", "cmd/keyturn"},
+	"github.com/nats-io/jwt":     {"internal/natsaccounts"},
 	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "notifier/gridpull", "internal/azurefake", "internal/gridfake", "cmd/keyturn", "integration"},
 }
 
