@@ -26,7 +26,7 @@ test: ## everything, with real servers; installs what it needs with apt
 	@scripts/test.sh "$(GOTESTSUM)"
 
 .PHONY: test-vault
-test-vault: ## the Vault store on a real Vault; the first time builds it, for some minutes
+test-vault: ## the Vault store and notices on a real Vault; the first time builds it, for some minutes
 	@scripts/deps.sh go
 	@scripts/test-vault.sh
 

@@ -44,4 +44,4 @@ if [ "${1:-}" = --build ]; then
 	echo "$binary"
 	exit
 fi
-KEYTURN_VAULT=$binary go test -count=1 -tags realvault ./secrets/vaultkv/... ./internal/vaultfake/... "$@"
+KEYTURN_VAULT=$binary go test -count=1 -tags realvault ./secrets/vaultkv/... ./internal/vaultfake/... ./events/vault/... ./notifier/vaultevents/... "$@"
