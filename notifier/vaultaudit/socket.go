@@ -180,24 +180,19 @@ func (s *Source) receiveLines(ctx context.Context, conn net.Conn) {
 	defer stop()
 	l := &lines{s: s, conn: conn, r: bufio.NewReaderSize(conn, readBuffer), ended: ctx}
 	defer l.release()
-	var before *spool.Commit
-	var n int
 	for {
 		in, err := l.read()
 		in.tell(s, viaSocket)
-		// The disk works on one read while the next is made, and no further:
-		// there is nobody to answer, but memory is bounded.
-		s.await(before, n)
-		before, n = nil, 0
+		// Meanwhile the kernel keeps what comes: there is nobody to answer, but
+		// memory is bounded.
 		if len(in.recs) > 0 {
 			if c, err := s.add(in.recs); err != nil {
 				s.drop(viaSocket, reason(err), len(in.recs))
 			} else {
-				before, n = c, len(in.recs)
+				s.await(c, len(in.recs))
 			}
 		}
 		if err != nil {
-			s.await(before, n)
 			return
 		}
 	}
@@ -215,9 +210,6 @@ func (s *Source) add(recs [][]byte) (*spool.Commit, error) {
 
 // await tells what became of n records that were added.
 func (s *Source) await(c *spool.Commit, n int) {
-	if c == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.o.AppendTimeout)
 	defer cancel()
 	if err := c.Wait(ctx); err != nil {
