@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
 )
@@ -46,6 +48,14 @@ type natsConfig struct {
 	CredsFile    string `koanf:"creds_file"`
 	CAFile       string `koanf:"ca_file"`
 	Replicas     int    `koanf:"replicas"`
+	// GroupCommit is for one server with sync_interval: always; see
+	// natsbus.Options.
+	GroupCommit bool `koanf:"group_commit"`
+}
+
+// bus is how the streams are opened.
+func (n natsConfig) bus(log *slog.Logger) *natsbus.Options {
+	return &natsbus.Options{Replicas: n.Replicas, GroupCommit: n.GroupCommit, Logger: log}
 }
 
 type storeConfig struct {

@@ -167,6 +167,7 @@ func plainScalars(n *yamlv3.Node) error {
 type tenantsFile struct {
 	tenantsConfig
 	url     string
+	gcp     gcpConfig // the numbers of projects
 	secrets map[ref.Ref]string
 }
 
@@ -191,6 +192,7 @@ func readTenants(path string) (*tenantsFile, error) {
 	if err := out.check(path); err != nil {
 		return nil, err
 	}
+	out.gcp.Projects = k.StringMap("gcp.projects")
 	var some []struct {
 		Ref    string `koanf:"ref"`
 		Tenant string `koanf:"tenant"`

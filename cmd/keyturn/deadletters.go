@@ -240,12 +240,12 @@ func (c *deadlettersReplayCmd) replay(e *env, cfg *config, bus *natsbus.Bus, l *
 		return "", err
 	}
 	var out notifier.Outcome
-	n := notifier.New(bus, stays{}, &notifier.Options{Tenant: tenant, Logger: e.log, Observe: func(o notifier.Outcome) { out = o }})
+	n := notifier.New(bus, stays{}, &notifier.Options{Tenant: tenant, Observe: func(o notifier.Outcome) { out = o }})
 	d := l.Delivery
 	d.Attempt = 0
 	if err := n.Handler(dec)(e.ctx, d); err != nil {
 		if fe := (*fault.Error)(nil); asStill(err, &fe) {
-			return "", fe
+			return "", fmt.Errorf("%s", fe.Msg)
 		}
 		return "", err
 	}

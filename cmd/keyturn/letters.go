@@ -20,7 +20,7 @@ func (e *env) openBus(name string) (bus *natsbus.Bus, cfg *config, done func(), 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	bus, err = natsbus.Open(e.ctx, nc, &natsbus.Options{Replicas: cfg.NATS.Replicas, Logger: e.log})
+	bus, err = natsbus.Open(e.ctx, nc, cfg.NATS.bus(e.log))
 	if err != nil {
 		nc.Close()
 		return nil, nil, nil, err

@@ -37,11 +37,6 @@ func outEvent(e events.Event) eventOut {
 	return eventOut{ID: e.ID, Type: e.Type, Source: e.Source(), Time: e.Time, Subject: e.Subject(), Data: e.Data}
 }
 
-// decodeAny reads any notice of a provider, without a configuration.
-func decodeAny(from string, body []byte, now time.Time) ([]events.Event, error) {
-	return (&gcpConfig{}).decodeAny(from, "vault", body, now)
-}
-
 // Run prints nothing and succeeds for a notice that means no event.
 func (c *normalizeCmd) Run(e *env) error {
 	body, err := io.ReadAll(io.LimitReader(e.stdin, maxNotice+1))

@@ -45,6 +45,9 @@ type pipeline struct {
 func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond),
+		// Two refusals in a row, as while credentials are exchanged, must not end
+		// the connection for good.
+		nats.IgnoreAuthErrorAbort(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("NATS is away", "err", err)
@@ -93,7 +96,7 @@ func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe fu
 	if p.nc, err = connect(cfg.NATS, "keyturn", log); err != nil {
 		return nil, err
 	}
-	if p.bus, err = natsbus.Open(ctx, p.nc, &natsbus.Options{Replicas: cfg.NATS.Replicas, Logger: log}); err != nil {
+	if p.bus, err = natsbus.Open(ctx, p.nc, cfg.NATS.bus(log)); err != nil {
 		return nil, err
 	}
 	locks, err := openLocks(ctx, p.nc, cfg.NATS.Replicas, log)
@@ -278,6 +281,12 @@ func (p *pipeline) serve(ctx context.Context, ready func(addr string)) (err erro
 		p.log.WarnContext(ctx, "schedules removed: their secrets are not in the configuration any more, or have none", "removed", done.Removed)
 	}
 	parts := n.parts()
+	if file := p.cfg.NATS.CredsFile; file != "" {
+		// Renewed credentials are taken up before the server cuts the old ones.
+		parts["NATS credentials"] = func(ctx context.Context) error {
+			return natsbus.WatchCredentials(ctx, p.nc, file, &natsbus.CredentialsOptions{Logger: p.log})
+		}
+	}
 	parts["schedules"] = func(ctx context.Context) error {
 		return p.bus.RunSchedules(ctx, func(ctx context.Context, f natsbus.Firing) error {
 			ctx, cancel := outlast(ctx, stopGrace)

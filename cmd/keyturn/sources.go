@@ -75,7 +75,7 @@ func (p *pipeline) openSource(ctx context.Context, s *sourceConfig, w *ways, m *
 		}
 		return src, err
 	default:
-		return p.openVaultEvents(ctx, s)
+		return p.openVaultEvents(s)
 	}
 }
 
@@ -123,13 +123,13 @@ func (p *pipeline) openGrid(s *sourceConfig) (notifier.Source, error) {
 }
 
 func (p *pipeline) openVaultAudit(ctx context.Context, s *sourceConfig, m *telemetry.Metrics) (*vaultaudit.Source, error) {
-	o := vaultaudit.Options{Name: s.Name, Dir: s.Spool, MaxBytes: s.MaxSpool, MaxInFlight: s.MaxInFlight, Logger: p.log}
+	o := vaultaudit.Options{Name: s.Name, Dir: s.Spool, MaxBytes: s.MaxSpool, MaxInFlight: s.MaxInFlight, RefuseWhenFull: s.RefuseWhenFull, Logger: p.log}
 	if s.Listen != "" {
 		network, addr, ok := strings.Cut(s.Listen, ":")
 		if !ok || network != "tcp" && network != "unix" {
 			return nil, fault.Newf(fault.Invalid, "config", "listen is %.120q; expected tcp:HOST:PORT or unix:PATH", s.Listen)
 		}
-		o.Socket = &vaultaudit.Socket{Network: network, Address: addr}
+		o.Socket = &vaultaudit.Socket{Network: network, Address: addr, AllowRemote: s.AllowRemote}
 	}
 	if s.File != "" {
 		o.File = &vaultaudit.File{Path: s.File}
@@ -148,7 +148,7 @@ func (p *pipeline) openVaultAudit(ctx context.Context, s *sourceConfig, m *telem
 	return vaultaudit.Open(ctx, o)
 }
 
-func (p *pipeline) openVaultEvents(ctx context.Context, s *sourceConfig) (notifier.Source, error) {
+func (p *pipeline) openVaultEvents(s *sourceConfig) (notifier.Source, error) {
 	c, ok := p.cfg.Vault[s.Cluster]
 	if !ok {
 		return nil, fault.Newf(fault.Invalid, "config", "the Vault cluster %q is not configured; add vault.%s.address", s.Cluster, s.Cluster)

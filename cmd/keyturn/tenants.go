@@ -304,6 +304,8 @@ type tenantsExplainCmd struct {
 	File string `arg:"" optional:"" help:"A provider's notice, or an event as keyturn prints it; standard input by default." type:"path"`
 	From string `help:"Who sent the notice: ${enum}." enum:"eventbridge,eventgrid,pubsub,vault,cloudevents" default:"eventbridge"`
 	Ref  string `help:"Explain this secret; reads no notice."`
+
+	Cluster string `help:"What refs call the Vault cluster, which notices do not name." default:"vault"`
 }
 
 // Run exits with 1 for a secret in quarantine, so that a script can test the
@@ -320,7 +322,7 @@ func (c *tenantsExplainCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	es, err := c.events(e)
+	es, err := c.events(e, conf)
 	if err != nil {
 		return err
 	}
@@ -343,7 +345,7 @@ func (c *tenantsExplainCmd) Run(e *env) error {
 }
 
 // events reads what is to be explained.
-func (c *tenantsExplainCmd) events(e *env) ([]events.Event, error) {
+func (c *tenantsExplainCmd) events(e *env, conf *tenantsFile) ([]events.Event, error) {
 	if c.Ref != "" {
 		r, err := ref.Parse(c.Ref)
 		return []events.Event{eventOf(r)}, err
@@ -369,7 +371,7 @@ func (c *tenantsExplainCmd) events(e *env) ([]events.Event, error) {
 	if json.Unmarshal(body, &ours) == nil && !ours.Data.Ref.IsZero() {
 		return []events.Event{eventOf(ours.Data.Ref)}, nil
 	}
-	return decodeAny(c.From, body, time.Now())
+	return conf.gcp.decodeAny(c.From, c.Cluster, body, time.Now())
 }
 
 // eventOf is an event about r, for who only asks whose r is.

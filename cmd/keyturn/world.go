@@ -211,7 +211,7 @@ func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 	}
 	b, err := yaml.Marshal(map[string]any{
 		"name":     "dev",
-		"nats":     map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password")},
+		"nats":     map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password"), "group_commit": true},
 		"store":    map[string]any{"bucket": "keyturn", "key_file": w.path("seal.key")},
 		"notifier": map[string]any{"listen": listen, "api_key_file": w.path("webhook.key"), "tenant": "default"},
 		"secrets":  list,

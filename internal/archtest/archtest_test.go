@@ -145,7 +145,7 @@ var onlyImporters = map[string][]string{
 	"github.com/coder/websocket": {"notifier/vaultevents", "internal/vaultfake"},
 	"github.com/prometheus/":     {"internal/telemetry"},
 	"go.opentelemetry.io/":       {"internal/telemetry", "cmd/keyturn"},
-	"github.com/nats-io/jwt":     {"internal/natsaccounts"},
+	"github.com/nats-io/jwt":     {"internal/natsaccounts", "events/natsbus"},
 	"github.com/Azure/":          {"secrets/azurekv", "functions/azure", "notifier/gridpull", "internal/azurefake", "internal/gridfake", "cmd/keyturn", "integration"},
 }
 
