@@ -131,6 +131,11 @@ type sourceConfig struct {
 	Mounts    []string      `koanf:"mounts"`
 	Types     []string      `koanf:"types"`
 	Resync    time.Duration `koanf:"resync"`
+	// AllowRemote lets anybody who reaches a TCP socket say what Vault did.
+	AllowRemote bool `koanf:"allow_remote"`
+	// RefuseWhenFull answers 503 when the spool is full, which stops a Vault
+	// that has no other device.
+	RefuseWhenFull bool `koanf:"refuse_when_full"`
 
 	MaxInFlight int `koanf:"max_in_flight"`
 }
