@@ -67,6 +67,10 @@ type run struct {
 // Drain, refuses what is not done, and returns nil. It returns nothing else: an
 // outage, missing credentials and a subscription that is not there are tried
 // until they are repaired, and logged. Run is called once.
+//
+// The client keeps its streams open until the last message is settled, so the
+// service may send it a refused message once more; nobody takes it there, and
+// others get it when its deadline of a minute is over.
 func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	detached := context.WithoutCancel(ctx)
 	work, cut := context.WithCancel(detached)

@@ -284,13 +284,13 @@ func cloudAway(t *testing.T, r Rig) {
 func drain(t *testing.T, r Rig) {
 	SendAll(r, 2, 100)
 	l := NewLedger()
-	finish := make(chan struct{})
+	goOn := make(chan struct{})
 	s := r.New(Settings{MaxInFlight: 2, Drain: 300 * time.Millisecond})
 	stop := Start(t, s, func(ctx context.Context, d notifier.Delivery) error {
 		name := r.Name(d.Body)
 		l.Begin(name, 0)
 		if name == "m-00000" {
-			<-finish
+			<-goOn
 			l.End(name, 0, true)
 			return nil
 		}
@@ -301,7 +301,7 @@ func drain(t *testing.T, r Rig) {
 	eventually(t, "both to be handled", func() bool { return l.Calls() == 2 })
 	go func() {
 		time.Sleep(50 * time.Millisecond) // Run has been asked to end
-		close(finish)
+		close(goOn)
 	}()
 	start := time.Now()
 	stop()
@@ -311,14 +311,16 @@ func drain(t *testing.T, r Rig) {
 	if left := r.Left(); left != 1 {
 		t.Fatalf("%d messages are left, expected the one that was not finished", left)
 	}
-	// It was given back, hence it is there at once, without Expire.
+	// It was given back, hence it is there at once. For a Rig with short leases
+	// Expire does nothing; with long ones the cloud may have sent it once more
+	// to the instance that was ending.
 	start = time.Now()
 	Start(t, r.New(Settings{}), func(_ context.Context, d notifier.Delivery) error {
 		l.Begin(r.Name(d.Body), 0)
 		l.End(r.Name(d.Body), 0, true)
 		return nil
 	})
-	eventually(t, "the other to be handled", func() bool { return r.Left() == 0 })
+	finish(t, r)
 	if lease := r.Lease(); lease > 0 && time.Since(start) > lease {
 		t.Errorf("it came again after %s; expected at once", time.Since(start))
 	}
