@@ -44,12 +44,11 @@ func letters(ctx context.Context, bus *natsbus.Bus, source string) iter.Seq2[nat
 
 // letter returns the dead letter of that sequence.
 func letter(ctx context.Context, bus *natsbus.Bus, seq uint64) (natsbus.StoredLetter, error) {
-	for l, err := range bus.DeadLetters(ctx, seq, 1) {
-		if err != nil || l.Seq == seq {
-			return l, err
-		}
+	l, err := bus.DeadLetter(ctx, seq)
+	if fault.Is(err, fault.NotFound) {
+		return l, fault.Newf(fault.NotFound, "dead letter", "there is no dead letter %d; see keyturn deadletters list", seq)
 	}
-	return natsbus.StoredLetter{}, fault.Newf(fault.NotFound, "dead letter", "there is no dead letter %d; see keyturn deadletters list", seq)
+	return l, err
 }
 
 // asStill finds what stays returned in a handler's error.
