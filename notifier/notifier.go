@@ -23,7 +23,7 @@ const (
 	maxParkedBody = 640 << 10
 	// defaultMaxAttempts is how often a notice is tried whose decoding fails
 	// for a reason that nobody classified.
-	defaultMaxAttempts = 20
+	defaultMaxAttempts = 8
 )
 
 // Options of a [Notifier]. The zero value of each field means its default.
@@ -42,7 +42,8 @@ type Options struct {
 	Observe func(Outcome)
 	// MaxAttempts is after how many attempts a notice is parked whose decoding
 	// keeps failing with neither Invalid nor Unavailable. It works only where
-	// the transport counts attempts. 20 by default.
+	// the transport counts attempts. 8 by default: Event Grid gives an event up
+	// after 10 deliveries.
 	MaxAttempts int
 	// Redact parks the shape of a notice instead of the notice, where those who
 	// may read dead letters must not see who called what from where. Such a

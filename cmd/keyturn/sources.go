@@ -12,6 +12,7 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/pull"
 	"github.com/keyturn/keyturn/internal/telemetry"
 	"github.com/keyturn/keyturn/notifier"
 	"github.com/keyturn/keyturn/notifier/gridpull"
@@ -40,8 +41,25 @@ func (p *pipeline) openSources(ctx context.Context, m *telemetry.Metrics) (*ways
 			return nil, fmt.Errorf("notifier.sources[%d] (%s): %w", i, s.Name, err)
 		}
 		w.sources[s.Name] = src
+		measure(m, s.Name, src)
 	}
 	return w, nil
+}
+
+// measure adds what a source tells of itself to the metrics.
+func measure(m *telemetry.Metrics, name string, src notifier.Source) {
+	switch src := src.(type) {
+	case interface{ Stats() pull.Stats }:
+		m.SourceGauge(name, "source_up", "1 while the cloud that the source pulls from answers.", func() float64 {
+			if src.Stats().Down {
+				return 0
+			}
+			return 1
+		})
+		m.SourceGauge(name, "in_flight", "Messages that are pulled and not settled yet.", func() float64 { return float64(src.Stats().InFlight) })
+	case *vaultaudit.Source:
+		m.SourceGauge(name, "spool_bytes", "Audit entries on disk that are not published yet, in bytes.", func() float64 { return float64(src.Stats().Bytes) })
+	}
 }
 
 // close gives back what sources hold that never ran.

@@ -134,6 +134,13 @@ func (m *Metrics) Gauge(name, help string, value func() float64) {
 	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "keyturn", Name: name, Help: help}, value))
 }
 
+// SourceGauge adds a value of one source that is asked for at each scrape.
+func (m *Metrics) SourceGauge(source, name, help string, value func() float64) {
+	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "keyturn", Subsystem: "notifier", Name: name, Help: help, ConstLabels: prometheus.Labels{"source": source},
+	}, value))
+}
+
 // Handler serves the metrics in Prometheus's text format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})

@@ -50,6 +50,9 @@ func filled() *Metrics {
 	}
 	m.Rejected("eventgrid", "unauthenticated")
 	m.Lost("vaultaudit", "full", 1)
+	for i, name := range []string{"sqs", "pull"} {
+		m.SourceGauge(name, "source_up", "1 while it is heard.", func() float64 { return float64(i) })
+	}
 	m.Gauge("nats_connected", "1 while connected to NATS.", func() float64 { return 1 })
 	return m
 }
@@ -84,10 +87,14 @@ keyturn_build_info{version="v1.2.3"} 1
 # HELP keyturn_nats_connected 1 while connected to NATS.
 # TYPE keyturn_nats_connected gauge
 keyturn_nats_connected 1
+# HELP keyturn_notifier_source_up 1 while it is heard.
+# TYPE keyturn_notifier_source_up gauge
+keyturn_notifier_source_up{source="pull"} 1
+keyturn_notifier_source_up{source="sqs"} 0
 `
 	if err := testutil.GatherAndCompare(m.reg, strings.NewReader(want),
 		"keyturn_notifier_deliveries_total", "keyturn_notifier_events_total", "keyturn_notifier_lost_total", "keyturn_notifier_quarantined_total",
-		"keyturn_notifier_rejected_total", "keyturn_build_info", "keyturn_nats_connected"); err != nil {
+		"keyturn_notifier_rejected_total", "keyturn_build_info", "keyturn_nats_connected", "keyturn_notifier_source_up"); err != nil {
 		t.Error(err)
 	}
 	problems, err := testutil.GatherAndLint(m.reg)
