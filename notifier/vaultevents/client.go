@@ -26,12 +26,16 @@ const (
 	headerRequest   = "X-Vault-Request"
 )
 
+// proofHolds is for how long a token that Vault knew counts as good.
+const proofHolds = 10 * time.Second
+
 // A token is the one in use.
 type token struct {
 	ask     func(context.Context) (string, error)
 	timeout time.Duration
 	mu      sync.Mutex
 	cur     string
+	proven  time.Time // when Vault last knew cur, of what it refused a path
 }
 
 // get returns the token in use, asking for one if there is none.
@@ -55,7 +59,7 @@ func (t *token) get(ctx context.Context, op string) (string, error) {
 	if got == "" || strings.ContainsAny(got, "\r\n") {
 		return "", fault.Newf(fault.Denied, op, "the token is empty or has a line break; look at what signs in to Vault")
 	}
-	t.cur = got
+	t.cur, t.proven = got, time.Time{}
 	return got, nil
 }
 
@@ -67,6 +71,19 @@ func (t *token) refused(secret string) {
 	if t.cur == secret {
 		t.cur = ""
 	}
+}
+
+// good reports whether a token was proven a moment ago, or, with proof, is now.
+func (t *token) good(secret string, proof bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cur != secret {
+		return false
+	}
+	if proof {
+		t.proven = time.Now()
+	}
+	return time.Since(t.proven) < proofHolds
 }
 
 // A client makes bounded requests.
@@ -86,8 +103,27 @@ func (c *client) header(secret string) http.Header {
 	return h
 }
 
+// over reports whether a 403 is about the token, and if so forgets it. Vault
+// gives the same answer for a path that a good token may not read, and whoever
+// signed in anew for each of those would fill Vault with tokens.
+// https://developer.hashicorp.com/vault/api-docs/auth/token#lookup-a-token-self
+func (c *client) over(ctx context.Context, op, secret string) bool {
+	if c.token.good(secret, false) {
+		return false
+	}
+	_, err := c.once(ctx, op, secret, "auth/token/lookup-self", nil)
+	if !denied(err) {
+		// Known, or an outage, which says nothing against the token.
+		c.token.good(secret, err == nil)
+		return false
+	}
+	c.token.refused(secret)
+	return true
+}
+
 // get reads a path, which is escaped, and returns its data; nil if nothing is
-// there. With a token that was refused it asks for another, once.
+// there. With a token that Vault does not know any more it asks for another,
+// once.
 func (c *client) get(ctx context.Context, op, path string, query url.Values) (json.RawMessage, error) {
 	for again := false; ; again = true {
 		secret, err := c.token.get(ctx, op)
@@ -95,10 +131,9 @@ func (c *client) get(ctx context.Context, op, path string, query url.Values) (js
 			return nil, err
 		}
 		data, err := c.once(ctx, op, secret, path, query)
-		if !fault.Is(err, fault.Denied) || fault.ClassOf(err) != fault.ClassPermission || again {
+		if !denied(err) || again || !c.over(ctx, op, secret) {
 			return data, err
 		}
-		c.token.refused(secret)
 	}
 }
 
@@ -140,6 +175,11 @@ func (c *client) once(ctx context.Context, op, secret, path string, query url.Va
 		return nil, fault.Newf(fault.Unavailable, op, "the answer is not one of Vault; look at the address, and for a proxy in between")
 	}
 	return answer.Data, nil
+}
+
+// denied reports whether Vault answered 403, for a path or a token.
+func denied(err error) bool {
+	return fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassPermission
 }
 
 // refusal says what a status means.

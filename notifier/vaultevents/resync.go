@@ -1,12 +1,10 @@
 package vaultevents
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"iter"
 	"net/url"
 	"strconv"
@@ -34,7 +32,8 @@ const (
 // resyncLoop looks at all metadata when it is asked for, and from time to time.
 func (r *run) resyncLoop(ctx context.Context) {
 	b := backoff{o: &r.o}
-	var last time.Time // when all was seen
+	var last time.Time   // when all was seen
+	var missing []string // mounts that were not there then
 	wait := around(r.o.ResyncEvery)
 	for {
 		asked := false
@@ -50,10 +49,14 @@ func (r *run) resyncLoop(ctx context.Context) {
 		t.Stop()
 		wait = around(r.o.ResyncEvery)
 		heard := int(r.listening.Load()) == len(r.o.Types)
+		mounts := r.o.Mounts
 		if !asked && heard && !last.IsZero() && time.Since(last) < r.o.FullResyncEvery {
-			continue
+			if len(missing) == 0 {
+				continue
+			}
+			mounts = missing // one that is wrong is no reason to look at the others
 		}
-		err := r.look(ctx)
+		gone, err := r.look(ctx, mounts)
 		if ctx.Err() != nil {
 			return
 		}
@@ -63,13 +66,17 @@ func (r *run) resyncLoop(ctx context.Context) {
 			r.o.Logger.WarnContext(ctx, "looking at the metadata failed", "source", r.o.Name, "err", err, "again_in", wait.String())
 			continue
 		}
-		last = time.Now()
+		if len(mounts) == len(r.o.Mounts) {
+			last = time.Now()
+		}
+		missing = gone
 		b.reset()
 	}
 }
 
-// look looks at the metadata of all secrets, and hands on what is new.
-func (r *run) look(ctx context.Context) error {
+// look looks at the metadata of all secrets of mounts, and hands on what is
+// new. It returns the mounts that are not there, or denied.
+func (r *run) look(ctx context.Context, mounts []string) (missing []string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.known.begin()
@@ -85,11 +92,13 @@ func (r *run) look(ctx context.Context) error {
 		})
 	}
 	w := walker{run: r, out: secrets}
-	var wrong error // with one mount, which is no reason to leave the others
-	for _, m := range r.o.Mounts {
+	for _, m := range mounts {
 		err := w.walk(ctx, m)
-		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Denied) {
-			wrong = fmt.Errorf("mount %s: %w", m, err)
+		if fault.Is(err, fault.NotFound) || denied(err) {
+			if missing = append(missing, m); len(missing) == len(r.o.Mounts) {
+				cancel(err) // no mount, but Vault or the token
+			}
+			r.o.Logger.WarnContext(ctx, "the metadata of a mount cannot be looked at", "source", r.o.Name, "mount", m, "err", err)
 		} else if err != nil {
 			cancel(err)
 			break
@@ -97,14 +106,16 @@ func (r *run) look(ctx context.Context) error {
 	}
 	close(secrets)
 	workers.Wait()
-	if err := cmp.Or(context.Cause(ctx), wrong); err != nil {
-		return err
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
 	}
 	if w.denied > 0 || w.cut {
 		r.o.Logger.WarnContext(ctx, "not all metadata was looked at", "source", r.o.Name, "folders_denied", w.denied, "limit_reached", w.cut, "limit", r.o.MaxSecrets)
 	}
-	r.known.end()
-	return nil
+	if len(missing) == 0 && len(mounts) == len(r.o.Mounts) {
+		r.known.end()
+	}
+	return missing, nil
 }
 
 // A secret is one whose metadata is to be looked at.
@@ -127,7 +138,7 @@ func (w *walker) walk(ctx context.Context, mount string) error {
 		folders = folders[:len(folders)-1]
 		for key, err := range w.keys(ctx, mount, folder) {
 			if err != nil {
-				if folder != "" && fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassPermission {
+				if folder != "" && denied(err) {
 					w.denied++
 					break
 				}
@@ -214,7 +225,7 @@ func (r *run) check(ctx context.Context, s secret) error {
 	}
 	raw, err := r.client.get(ctx, opResync, escape(s.mount)+"/metadata/"+escape(s.path), nil)
 	if err != nil {
-		if fault.Is(err, fault.Denied) && fault.ClassOf(err) == fault.ClassPermission || fault.Is(err, fault.NotFound) {
+		if denied(err) || fault.Is(err, fault.NotFound) {
 			r.o.Logger.DebugContext(ctx, "the metadata of a secret cannot be read", "source", r.o.Name, "err", err)
 			return nil
 		}

@@ -47,8 +47,8 @@ func (r *run) subscribe(ctx context.Context, typ string) {
 	}
 }
 
-// dial opens a subscription. With a token that is refused it asks for another,
-// once.
+// dial opens a subscription. With a token that Vault does not know any more it
+// asks for another, once.
 func (r *run) dial(ctx context.Context, typ string) (*websocket.Conn, error) {
 	for again := false; ; again = true {
 		dctx, cancel := context.WithTimeout(ctx, r.o.Timeout)
@@ -70,10 +70,9 @@ func (r *run) dial(ctx context.Context, typ string) (*websocket.Conn, error) {
 			return nil, errUnsupported
 		case resp.StatusCode == http.StatusSwitchingProtocols || resp.StatusCode == http.StatusOK:
 			return nil, fault.Newf(fault.Unavailable, opSubscribe, "the answer is no websocket; look for a proxy in between that does not pass one on")
-		case resp.StatusCode != http.StatusForbidden || again:
+		case resp.StatusCode != http.StatusForbidden || again || !r.client.over(ctx, opSubscribe, secret):
 			return nil, refusal(opSubscribe, resp.StatusCode)
 		}
-		r.client.token.refused(secret)
 	}
 }
 

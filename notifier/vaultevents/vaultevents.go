@@ -21,8 +21,10 @@
 //	path "sys/events/subscribe/*" { capabilities = ["read"] }
 //	path "<mount>/metadata/*"     { capabilities = ["read", "list"] }
 //
-// and capability subscribe on the paths whose events are to be heard. No
-// permission on <mount>/data/* is used or wanted: no value comes this way.
+// and capability subscribe on the paths whose events are to be heard, beside
+// read of auth/token/lookup-self, which the default policy gives. Folders and
+// secrets whose metadata is denied are passed over. No permission on
+// <mount>/data/* is used or wanted: no value comes this way.
 // https://developer.hashicorp.com/vault/docs/concepts/events
 // https://developer.hashicorp.com/vault/api-docs/system/events
 package vaultevents
