@@ -36,8 +36,8 @@ const (
 // way in. received stands in for the time of an event that has none.
 //
 // What concerns no secret gives no events and no error: keys, certificates,
-// access policies, other sources, the handshake of a subscription (see
-// [Validation]), and the sibling in which a rotation keeps its pending version.
+// access policies, other sources, the handshake of a subscription or its end,
+// and the sibling in which a rotation keeps its pending version.
 //
 // An error is always of kind Invalid, and says what was expected and where,
 // without quoting the body. Of an array the good members are returned beside
