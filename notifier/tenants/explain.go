@@ -65,9 +65,9 @@ func (x Explanation) String() string {
 // Explain does what [Rules.Tenant] does, and says why. It counts nothing, and
 // is slower.
 func (t *Rules) Explain(ctx context.Context, e events.Event) Explanation {
-	r := e.Data.Ref
-	x := Explanation{Ref: r}
-	if tenant, ok := t.opts.Secrets[r]; ok {
+	r := canonical(e.Data.Ref)
+	x := Explanation{Ref: e.Data.Ref}
+	if tenant, ok := t.secrets[r]; ok {
 		x.Tenant, x.Configured = tenant, true
 		return x
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/keyturn/keyturn/ref"
 )
@@ -179,12 +178,9 @@ func (u *rule) matchRef(r ref.Ref, explain bool) (tenant, why string, ok bool) {
 	}
 	for i := range u.conds {
 		c := &u.conds[i]
+		// Of Azure it is in lower case, for a rule that is not about Azure
+		// alone too.
 		text := c.text(r)
-		if r.Provider == ref.Azure {
-			// Azure's names are the same in any case. A rule that is not about
-			// Azure alone matches the lower-case spelling too.
-			text = strings.ToLower(text)
-		}
 		got, fits := c.match(text)
 		if tenant, why, fits = join(c, text, tenant, got, fits, explain); !fits {
 			return "", why, false

@@ -11,6 +11,7 @@ package tenants
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,14 +34,16 @@ type Options struct {
 	Rules []Rule
 	// Quarantine is the tenant of what no rule matches.
 	Quarantine string
-	// Secrets says whose single secrets are. It wins over the rules.
+	// Secrets says whose single secrets are. It wins over the rules. On Azure
+	// upper and lower case are the same here too.
 	Secrets map[ref.Ref]string
 	// Tags returns the tags of a secret. It is called for secrets that a rule
 	// with tags could be about, for one secret once at a time, and must be
 	// safe for concurrent use. NotFound counts as no tags. Without it a rule
 	// with tags is an error of New.
 	Tags func(ctx context.Context, r ref.Ref) (map[string]string, error)
-	// TagTTL is how long tags, or that there are none, are remembered.
+	// TagTTL is how long tags, or that there are none, are remembered. So a
+	// secret whose tags change may be of its former tenant for that long.
 	TagTTL time.Duration
 	// Now is the clock, for tests.
 	Now func() time.Time
@@ -53,6 +56,7 @@ type Options struct {
 type Rules struct {
 	rules       []*rule
 	opts        Options
+	secrets     map[ref.Ref]string // by canonical ref
 	cache       cache
 	tags        tagCache
 	quarantined atomic.Uint64
@@ -81,12 +85,17 @@ func New(o Options) (*Rules, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	t := &Rules{opts: o, secrets: map[ref.Ref]string{}}
 	for r, tenant := range o.Secrets {
 		if err := CheckName(tenant); err != nil {
 			return nil, fault.New(fault.Invalid, "tenants: secret "+r.String(), err)
 		}
+		c := canonical(r)
+		if other, is := t.secrets[c]; is && other != tenant {
+			return nil, fault.Newf(fault.Invalid, "tenants", "secret %s is of two tenants, by two spellings; expected one", c)
+		}
+		t.secrets[c] = tenant
 	}
-	t := &Rules{opts: o}
 	for i := range o.Rules {
 		u, err := compileRule(&o.Rules[i])
 		if err != nil {
@@ -126,8 +135,8 @@ type verdict struct {
 //
 // [notifier.Options]: https://pkg.go.dev/github.com/keyturn/keyturn/notifier#Options
 func (t *Rules) Tenant(ctx context.Context, e events.Event) (string, error) {
-	r := e.Data.Ref
-	if tenant, ok := t.opts.Secrets[r]; ok {
+	r := canonical(e.Data.Ref)
+	if tenant, ok := t.secrets[r]; ok {
 		return tenant, nil
 	}
 	v, ok := t.cache.get(r)
@@ -149,6 +158,14 @@ func (t *Rules) Tenant(ctx context.Context, e events.Event) (string, error) {
 		}
 	}
 	return v.tenant, nil
+}
+
+// canonical is the one spelling of a secret whose name has no case.
+func canonical(r ref.Ref) ref.Ref {
+	if r.Provider == ref.Azure {
+		r.Scope, r.Name = strings.ToLower(r.Scope), strings.ToLower(r.Name)
+	}
+	return r
 }
 
 // Quarantined counts the events whose secret was of no tenant.

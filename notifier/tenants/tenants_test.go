@@ -138,6 +138,26 @@ func TestBadCaptures(t *testing.T) {
 	}
 }
 
+// TestConfiguredSecretOnAzure: the spelling in the configuration is a person's,
+// that in an event the decoder's.
+func TestConfiguredSecretOnAzure(t *testing.T) {
+	upper, lower := parse(t, "azure://KV-Acme/Db-Main"), parse(t, "azure://kv-acme/db-main")
+	for _, configured := range []events.Event{upper, lower} {
+		r, err := New(Options{Rules: []Rule{{Tenant: "other"}}, Secrets: map[ref.Ref]string{configured.Data.Ref: "mine"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range []events.Event{upper, lower} {
+			if got := tell(t, r, e); got != "mine" {
+				t.Errorf("%s, configured as %s, is of %q; expected mine", e.Data.Ref, configured.Data.Ref, got)
+			}
+		}
+	}
+	if _, err := New(Options{Secrets: map[ref.Ref]string{upper.Data.Ref: "a", lower.Data.Ref: "b"}}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("%v; expected one secret of two tenants to be invalid", err)
+	}
+}
+
 func TestConfiguredSecretsWin(t *testing.T) {
 	e := of(t, ref.NATS, "x", "b")
 	r, err := New(Options{Rules: []Rule{{Tenant: "all"}}, Secrets: map[ref.Ref]string{e.Data.Ref: "mine"}})
