@@ -32,6 +32,8 @@ func drawRef(rt *rapid.T, label string) ref.Ref {
 // short reports whether s goes into a token as itself.
 func short(s string) bool { return !strings.HasPrefix(Token(s), "~") }
 
+// TestSubjectRoundTrip, trap 46: no name splits a token, matches as a wildcard
+// or is refused, by the server's own judgement.
 func TestSubjectRoundTrip(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		tenant, r := nasty.Draw(rt, "tenant"), drawRef(rt, "ref")
