@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/dirlock"
 )
 
 // The files of a [Store].
@@ -122,14 +123,14 @@ func (st *Store) State() (*State, error) {
 // change reads the state, lets f change it, and saves it and what servers read
 // of it. Nothing is saved if f fails; keys that it made lie unused.
 func (st *Store) change(f func(*State) error) error {
-	l, err := os.OpenFile(st.path(lockFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return &fault.Error{Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "change accounts", Msg: "another command is changing them; if none is, one was killed: delete " + st.path(lockFile)}
+	l, err := dirlock.Take(st.path(lockFile))
+	if fault.Is(err, fault.Conflict) {
+		return &fault.Error{Kind: fault.Conflict, Class: fault.ClassConcurrency, Op: "change accounts", Msg: "another command is changing them; expected one at a time, repeat this one"}
 	}
 	if err != nil {
-		return fault.New(fault.Invalid, "change accounts", err)
+		return err
 	}
-	defer func() { _ = errors.Join(l.Close(), os.Remove(st.path(lockFile))) }()
+	defer func() { _ = l.Close() }()
 	s, err := st.State()
 	if err != nil {
 		return err
@@ -233,8 +234,9 @@ func writeFile(path string, b []byte) error {
 		return fail(err)
 	}
 	_, err = f.Write(b)
-	// On the disk before it takes the old one's place: a power cut must not
-	// leave an empty key.
+	// On the disk before it takes the old one's place, and there before the next
+	// file that names it: a power cut must leave neither an empty key nor a state
+	// without its key.
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -242,5 +244,17 @@ func writeFile(path string, b []byte) error {
 		_ = os.Remove(f.Name())
 		return fail(err)
 	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fail(err)
+	}
 	return nil
+}
+
+// syncDir makes the names in dir safe.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

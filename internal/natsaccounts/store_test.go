@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/dirlock"
 	"github.com/keyturn/keyturn/internal/leaktest"
 	"github.com/keyturn/keyturn/internal/natsaccounts"
 )
@@ -205,12 +206,15 @@ func TestStoreRefusals(t *testing.T) {
 			t.Errorf("%s: %v; expected %s", name, c.err, c.want)
 		}
 	}
-	// Two commands at once: the second fails, and says how to go on.
-	must(t, os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600))
-	if err := st.AddTenant("b", "", natsaccounts.Limits{}); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "lock") {
+	// Two commands at once: the second fails, and says how to go on. What one
+	// that was killed has left is in nobody's way.
+	l, err := dirlock.Take(filepath.Join(dir, "lock"))
+	must(t, err)
+	if err := st.AddTenant("b", "", natsaccounts.Limits{}); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "repeat") {
 		t.Errorf("%v; expected a conflict", err)
 	}
-	must(t, os.Remove(filepath.Join(dir, "lock")))
+	must(t, l.Close())
+	must(t, st.AddTenant("b", "", natsaccounts.Limits{}))
 	// Others can read it.
 	must(t, os.Chmod(dir, 0o755))
 	if _, err := natsaccounts.Open(dir); !fault.Is(err, fault.Denied) {

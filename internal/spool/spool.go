@@ -30,6 +30,7 @@ import (
 	"sync"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/dirlock"
 )
 
 const (
@@ -164,7 +165,7 @@ func Open(dir string, o Options) (*Spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, disk("make the directory", err)
 	}
-	lock, err := lockDir(filepath.Join(dir, "lock"))
+	lock, err := dirlock.Take(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, err
 	}
