@@ -3,6 +3,7 @@ package natsbus
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -38,7 +39,7 @@ func (b *Bus) look(ctx context.Context, stream, subject string, p *place) error 
 	}
 	status := header(m, "Status")
 	if status != "" && header(m, jetstream.SequenceHeader) == "" {
-		p.known = status == "404"
+		p.known, p.read = status == "404", time.Now()
 		return statusError(status, header(m, "Description"))
 	}
 	st, err := toStored(m)
@@ -56,7 +57,7 @@ func (b *Bus) look(ctx context.Context, stream, subject string, p *place) error 
 // [Options.MaxPerSubject] messages.
 func (b *Bus) scan(ctx context.Context, stream, subject string, p *place) error {
 	var fresh place
-	fresh.known, fresh.ids = true, map[string]struct{}{}
+	fresh.known, fresh.read, fresh.ids = true, time.Now(), map[string]struct{}{}
 	rd := reader{nc: b.nc, opts: b.opts, stream: stream}
 	q := getRequest{Seq: 1, NextFor: subject, Batch: maxOutstanding, MaxBytes: maxPageBytes}
 	for {
@@ -85,7 +86,7 @@ func (b *Bus) scan(ctx context.Context, stream, subject string, p *place) error 
 // take makes st the last message of p. It reports false if st is no event,
 // which changes nothing about what is newest.
 func (p *place) take(st stored) bool {
-	p.known, p.seq = true, st.seq
+	p.known, p.read, p.seq = true, time.Now(), st.seq
 	p.id = messageID(st.msg.Header)
 	if p.ids != nil && p.id != "" {
 		p.ids[p.id] = struct{}{}
@@ -100,7 +101,7 @@ func (p *place) take(st stored) bool {
 
 // stored notes that e is the last message of p now.
 func (p *place) stored(seq uint64, id string, n newest) {
-	p.known, p.seq, p.id, p.newest = true, seq, id, n
+	p.known, p.read, p.seq, p.id, p.newest = true, time.Now(), seq, id, n
 	if p.ids != nil {
 		p.ids[id] = struct{}{}
 	}

@@ -35,8 +35,9 @@ const (
 // destroyed, revoked and retired in any order, so that version 2 after version
 // 3 is news.
 //
-// An event without a time is never older by time. A time in the future counts
-// as now: a wrong clock must not make everything after it late.
+// An event without a time is never older by time. A time in the future is
+// remembered as now: a wrong clock must not make everything after it late. It
+// is compared as it is, since the wrong clock may be ours.
 type newest struct {
 	version uint64    // 0: none that counts
 	at      time.Time // the latest time, and never later than when it was stored
@@ -57,9 +58,9 @@ func counted(e *events.Event) uint64 {
 	return n
 }
 
-// older reports whether e is older than n at the time now.
-func (n newest) older(e *events.Event, now time.Time, skew time.Duration) bool {
-	at := earlier(e.Time, now)
+// older reports whether e is older than n.
+func (n newest) older(e *events.Event, skew time.Duration) bool {
+	at := e.Time
 	if v := counted(e); v != 0 && n.version != 0 && v != n.version {
 		return v < n.version && (at.IsZero() || !at.After(n.at.Add(skew)))
 	}

@@ -57,12 +57,45 @@ func TestOlder(t *testing.T) {
 				// What the last message says is all that is known.
 				h := nats.Header{}
 				n.write(h, e)
-				if n = readNewest(h, e, now); n.older(c.before[0], now, 365*24*time.Hour) {
+				if n = readNewest(h, e, now); n.older(c.before[0], 365*24*time.Hour) {
 					t.Fatal("the first one is older by more than a year")
 				}
 			}
-			if got := n.older(c.e, now, skew); got != c.want {
+			if got := n.older(c.e, skew); got != c.want {
 				t.Errorf("older is %t after %+v; expected %t", got, n, c.want)
+			}
+		})
+	}
+}
+
+// TestClockSetBack: the clock of the process is set back by an hour, so all
+// times are in the future: what is newer by the providers' clocks is not late.
+func TestClockSetBack(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	act := func(version string, at time.Time) *events.Event {
+		e := events.Event{Type: events.VersionActivated, Time: at}
+		e.Data.Version = version
+		return &e
+	}
+	for name, c := range map[string]struct {
+		last, next string
+		after      time.Duration
+		want       bool
+	}{
+		"newer":                     {"a", "b", 10 * time.Minute, false},
+		"older":                     {"a", "b", -10 * time.Minute, true},
+		"a secret made anew":        {"7", "1", 10 * time.Minute, false},
+		"a larger version":          {"7", "8", 10 * time.Minute, false},
+		"a smaller version, before": {"7", "6", -10 * time.Minute, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newest{}.with(act(c.last, now), now, time.Minute)
+			next := act(c.next, now.Add(c.after))
+			if got := n.older(next, time.Minute); got != c.want {
+				t.Errorf("older is %t; expected %t", got, c.want)
+			}
+			if n = n.with(next, now.Add(-time.Hour), time.Minute); n.at.Before(now) {
+				t.Errorf("the newest is of %s; expected %s at least", n.at, now)
 			}
 		})
 	}

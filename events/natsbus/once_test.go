@@ -319,7 +319,7 @@ func TestOnceAndForward(t *testing.T) {
 		}
 		for _, e := range told {
 			n := bySubject[e.Subject]
-			if n.older(&e.Event, e.Stored, skew+50*time.Millisecond) {
+			if n.older(&e.Event, skew+50*time.Millisecond) {
 				rt.Fatalf("%s: version %s of %s is stored after %+v", e.Subject, e.Data.Version, e.Time, n)
 			}
 			bySubject[e.Subject] = n.with(&e.Event, e.Stored, 0)

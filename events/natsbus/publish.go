@@ -168,13 +168,17 @@ func undecided(err error) bool {
 
 // attempt decides once.
 func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.Receipt) error {
+	now := time.Now()
+	if s.event.id == o.id || s.event.newest.older(&o.e, b.opts.Skew) || !b.recent(&o.e, s.event.newest, now) {
+		s.event.expire()
+		s.late.expire()
+	}
 	if !s.event.known {
 		if err := b.look(ctx, EventStream, o.subject, &s.event); err != nil {
 			return err
 		}
 	}
-	now := time.Now()
-	isLate := s.event.newest.older(&o.e, now, b.opts.Skew)
+	isLate := s.event.newest.older(&o.e, b.opts.Skew)
 	switch {
 	case s.event.id == o.id:
 		sum.Duplicates++
@@ -188,7 +192,7 @@ func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.
 			sum.Duplicates++
 			return nil
 		}
-		if s.event.newest.older(&o.e, now, b.opts.Skew) { // the history may have told something newer
+		if s.event.newest.older(&o.e, b.opts.Skew) { // the history may have told something newer
 			return b.store(ctx, b.old, lateSubject(o.subject), &s.late, o, newest{}, false, &sum.Late, &sum.Duplicates)
 		}
 	}

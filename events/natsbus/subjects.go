@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"time"
 )
 
 const (
@@ -13,11 +14,16 @@ const (
 	// maxIDs bounds the ids that are kept of histories, over all subjects, at
 	// about 100 bytes each.
 	maxIDs = 1 << 16
+	// maxTrust is how long what is known is enough to acknowledge an event that
+	// is not written where it was published to. A write needs no such bound: the
+	// server compares what it relies on.
+	maxTrust = 2 * time.Second
 )
 
 // place is what is known of a subject's messages in one stream.
 type place struct {
 	known  bool // whether the rest of it says anything
+	read   time.Time
 	seq    uint64
 	id     string
 	newest newest
@@ -26,6 +32,14 @@ type place struct {
 
 // forget makes that it is read again before it is relied on.
 func (p *place) forget() { *p = place{} }
+
+// expire forgets what was read too long ago: messages expire, an operator
+// purges a stream, or restores an older one.
+func (p *place) expire() {
+	if time.Since(p.read) > maxTrust {
+		p.forget()
+	}
+}
 
 // A subject is one subject of the events stream, with its counterpart in the
 // stream of late events. Who holds it has it alone within this Bus.
