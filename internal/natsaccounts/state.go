@@ -38,6 +38,21 @@ type State struct {
 
 	Platform Account   `json:"platform"`
 	Tenants  []Account `json:"tenants"`
+
+	// Saved is when it was written last, by the clock that signs.
+	Saved time.Time `json:"saved,omitzero"`
+}
+
+// clock reports a clock that is behind the last change. A server takes the
+// newer of two JWTs of an account, by when they were signed, when it was away
+// and hears from the others: an old key that was removed would be trusted again.
+// And who removes a key revokes what was signed before it was replaced, so that
+// credentials with an old time would be cut off with it.
+func (s *State) clock() error {
+	if now := time.Now(); s.Form == Operator && now.Unix() < s.Saved.Unix() {
+		return fault.Newf(fault.Unavailable, "sign accounts", "this machine's clock is %s behind the last change of the accounts; set it, and repeat the command", s.Saved.Sub(now).Round(time.Second))
+	}
+	return nil
 }
 
 // An Account is the platform or a tenant.

@@ -135,6 +135,9 @@ func (st *Store) change(f func(*State) error) error {
 	if err != nil {
 		return err
 	}
+	if err := s.clock(); err != nil {
+		return err
+	}
 	if err := f(s); err != nil {
 		return err
 	}
@@ -163,6 +166,7 @@ func (st *Store) save(s *State) error {
 			return err
 		}
 	}
+	s.Saved = time.Now().UTC()
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return fault.New(fault.Invalid, "save accounts", err)

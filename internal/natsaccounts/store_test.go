@@ -2,6 +2,7 @@ package natsaccounts_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -229,5 +230,29 @@ func TestStoreRefusals(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "keys", "X.nk"), []byte(canary), 0o600))
 	if _, err := st.Key("X"); !fault.Is(err, fault.Invalid) || errors.Unwrap(err) != nil || strings.Contains(err.Error(), canary) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestClockBehind: JWTs with a time before the last change are not made, since
+// a server could hold older ones for the newer.
+func TestClockBehind(t *testing.T) {
+	st, dir := newStore(t, natsaccounts.Operator)
+	must(t, st.AddTenant("acme", "", natsaccounts.Limits{}))
+	path := filepath.Join(dir, "state.json")
+	b, err := os.ReadFile(path)
+	must(t, err)
+	var m map[string]any
+	must(t, json.Unmarshal(b, &m))
+	m["saved"] = time.Now().Add(time.Hour)
+	b, err = json.Marshal(m)
+	must(t, err)
+	must(t, os.WriteFile(path, b, 0o600))
+	s, err := st.State()
+	must(t, err)
+	if _, err := s.Bundle(st.Key); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "clock") {
+		t.Errorf("%v; expected the clock to be behind", err)
+	}
+	if file, err := st.Creds("acme", "a", natsaccounts.CredsOptions{}); !fault.Is(err, fault.Unavailable) || file != "" {
+		t.Errorf("%q, %v; expected the clock to be behind", file, err)
 	}
 }
