@@ -32,6 +32,8 @@ func encode(e events.Event) (*nats.Msg, error) {
 		return nil, fault.Newf(fault.Invalid, op, "the id has %d bytes; expected 1 to %d of UTF-8", len(e.ID), maxID)
 	case !e.Type.Valid():
 		return nil, fault.Newf(fault.Invalid, op, "unknown type %q; expected one of events.Types", string(e.Type))
+	case e.Time.UTC().Year() < 0 || e.Time.UTC().Year() > 9999:
+		return nil, fault.Newf(fault.Invalid, op, "the time is of the year %d; expected one that RFC 3339 can say", e.Time.UTC().Year())
 	}
 	if err := e.Data.Ref.Validate(); err != nil {
 		return nil, fault.New(fault.Invalid, op, err)

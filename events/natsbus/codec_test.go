@@ -191,3 +191,20 @@ func TestDecodeNeverPanics(t *testing.T) {
 		_, _ = decode(rapid.String().Draw(rt, "subject"), h, rapid.SliceOf(rapid.Byte()).Draw(rt, "data"))
 	})
 }
+
+// TestYears: a time that RFC 3339 cannot say would be an event that nobody reads.
+func TestYears(t *testing.T) {
+	for year, want := range map[int]bool{-1: false, 0: true, 1: true, 1938: true, 9999: true, 10000: false} {
+		e := activated("a", "1")
+		e.Time = time.Date(year, 6, 1, 0, 0, 0, 0, time.UTC)
+		m, err := encode(e)
+		if (err == nil) != want || err != nil && !fault.Is(err, fault.Invalid) {
+			t.Errorf("year %d: %v", year, err)
+		}
+		if err == nil {
+			if _, err := decode(m.Subject, m.Header, m.Data); err != nil {
+				t.Errorf("year %d is not read back: %v", year, err)
+			}
+		}
+	}
+}

@@ -95,15 +95,20 @@ func denied(nc *nats.Conn, before error, subject string) error {
 }
 
 // guarded calls f and returns the server's refusal of one of subjects, if that
-// is why f fails. A refused request has no answer, so without this it would
-// look like a server that is away, and cost the whole time limit.
+// is why f fails, and nats.ErrDisconnected if the connection is a new one since.
+// Neither a refused request nor one on a lost connection has an answer, so
+// without this it would look like a server that is away, and cost the whole time
+// limit.
 func guarded(ctx context.Context, nc *nats.Conn, subjects []string, f func(context.Context) error) error {
-	before := nc.LastError()
+	before, connections, on := nc.LastError(), nc.Stats().Reconnects, nc.IsConnected()
 	refused := func() error {
 		for _, s := range subjects {
 			if err := denied(nc, before, s); err != nil {
 				return err
 			}
+		}
+		if on && nc.Stats().Reconnects != connections {
+			return nats.ErrDisconnected
 		}
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -264,5 +265,49 @@ func TestBadFilter(t *testing.T) {
 		if err := s.Subscribe(t.Context(), f, func(context.Context, events.Event) {}, nil); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v; expected an error of kind invalid", what, err)
 		}
+	}
+}
+
+// TestNewConnectionIsNoGap: what is under way when the connection is renewed,
+// as with new credentials, is stored once and acknowledged.
+func TestNewConnectionIsNoGap(t *testing.T) {
+	for name, o := range map[string]*Options{"one by one": {PublishTimeout: limit}, "in batches": {PublishTimeout: limit, GroupCommit: true}} {
+		t.Run(name, func(t *testing.T) {
+			nc := testenv.NATS(t).Conn(t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+			b := open(t, nc, o)
+			b.news.least = 2
+			var stop atomic.Bool
+			var n atomic.Int64
+			var wg sync.WaitGroup
+			for w := range 32 {
+				wg.Go(func() {
+					for i := 0; !stop.Load(); i++ {
+						start := time.Now()
+						if err := b.Publish(t.Context(), at(activated(fmt.Sprint("w", w), fmt.Sprint("v", i)), 0)); err != nil || time.Since(start) > limit/2 {
+							t.Errorf("%v after %s", err, time.Since(start))
+							return
+						}
+						n.Add(1)
+					}
+				})
+			}
+			for range 5 {
+				before := n.Load()
+				testenv.Eventually(t, limit, "events are published", func() bool { return n.Load() > before+64 || t.Failed() })
+				if err := nc.ForceReconnect(); err != nil {
+					t.Error(err)
+				}
+			}
+			stop.Store(true)
+			wg.Wait()
+			ids := map[string]bool{}
+			told, _ := everything(t, b)
+			for _, e := range told {
+				ids[e.ID] = true
+			}
+			if len(told) != len(ids) {
+				t.Errorf("%d events of %d ids", len(told), len(ids))
+			}
+		})
 	}
 }

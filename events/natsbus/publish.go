@@ -2,6 +2,7 @@ package natsbus
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -14,8 +15,7 @@ import (
 	"github.com/keyturn/keyturn/fault"
 )
 
-// maxDecisions bounds how often an event is decided anew because another
-// process published on its subject in between.
+// maxDecisions bounds how often an event is decided anew.
 const maxDecisions = 16
 
 // Publish is [Bus.PublishReceipt] without the receipt.
@@ -141,18 +141,29 @@ func (b *Bus) settle(ctx context.Context, os []*outgoing, sum *events.Receipt) e
 	return nil
 }
 
-// decide finds out what o is, again while others publish on the subject.
+// decide finds out what o is, again while others publish on the subject, and
+// when the connection is a new one.
 func (b *Bus) decide(ctx context.Context, s *subject, o *outgoing, sum *events.Receipt) error {
 	var err error
 	for try := range maxDecisions {
 		if try > 1 && !pause(ctx, rand.N(min(2*time.Millisecond<<try, 200*time.Millisecond))) {
 			return classify("publish", ctx.Err())
 		}
-		if err = b.attempt(ctx, s, o, sum); err == nil || !undecided(err) {
+		err = b.attempt(ctx, s, o, sum)
+		if errors.Is(err, nats.ErrDisconnected) {
+			// It may be stored or not, which the next attempt finds out: a new
+			// connection, as with renewed credentials, is no reason to turn away
+			// what was under way.
+			if away := connected(ctx, b.nc); away != nil {
+				return classify("publish", away)
+			}
+			continue
+		}
+		if err == nil || !undecided(err) {
 			return classify("publish", err)
 		}
 	}
-	return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassConcurrency, Op: "natsbus: publish", Msg: "other publishers on the subject were faster each time", Err: err}
+	return &fault.Error{Kind: fault.Unavailable, Class: fault.ClassConcurrency, Op: "natsbus: publish", Msg: "other publishers on the subject were faster each time, or the connection was lost each time", Err: err}
 }
 
 // undecided reports whether another publication came between reading and

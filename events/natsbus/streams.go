@@ -155,7 +155,7 @@ func (b *Bus) obtain(ctx context.Context, want jetstream.StreamConfig) (s jetstr
 // passing reports whether Open should ask again.
 func passing(err error) bool {
 	api := apiError(err)
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrDisconnected) ||
 		api != nil && api.Code == 503 && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
