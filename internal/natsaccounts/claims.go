@@ -26,9 +26,13 @@ type Bundle struct {
 type AccountJWT struct{ Name, Key, JWT string }
 
 // Bundle signs all accounts anew from what s says. The same state gives the
-// same claims, but for their time of issue.
+// same claims, but for their time of issue. The error is of kind Unavailable if
+// the clock is behind the last change.
 func (s *State) Bundle(keys Keyring) (Bundle, error) {
 	b := Bundle{System: s.SystemKey}
+	if err := s.clock(); err != nil {
+		return b, err
+	}
 	signer, err := keys(s.OperatorSigning)
 	if err != nil {
 		return b, err

@@ -24,6 +24,7 @@ const (
 	operatorConf = "operator.conf"
 	memoryConf   = "operator-memory.conf"
 	plainConf    = "accounts.conf"
+	temporary    = ".tmp-*" // what is not yet in its place
 )
 
 // A Store is a directory that only its owner can read, with the state, the
@@ -131,6 +132,7 @@ func (st *Store) change(f func(*State) error) error {
 		return err
 	}
 	defer func() { _ = l.Close() }()
+	st.sweep()
 	s, err := st.State()
 	if err != nil {
 		return err
@@ -142,6 +144,17 @@ func (st *Store) change(f func(*State) error) error {
 		return err
 	}
 	return st.save(s)
+}
+
+// sweep removes what a command that was killed has begun to write: half a key is
+// of no use to anybody but a thief. The caller holds the lock.
+func (st *Store) sweep() {
+	for _, in := range []string{".", keyDir, credsDir, filepath.Join(credsDir, "*")} {
+		names, _ := filepath.Glob(st.path(in, temporary))
+		for _, name := range names {
+			_ = os.Remove(name)
+		}
+	}
 }
 
 // save writes the configuration first: who sees the new state finds it there.
@@ -233,7 +246,7 @@ func writeFile(path string, b []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fail(err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), temporary) // mode 0600
 	if err != nil {
 		return fail(err)
 	}

@@ -215,7 +215,12 @@ func TestStoreRefusals(t *testing.T) {
 		t.Errorf("%v; expected a conflict", err)
 	}
 	must(t, l.Close())
+	half := filepath.Join(dir, "keys", ".tmp-1")
+	must(t, os.WriteFile(half, []byte("SU"), 0o600))
 	must(t, st.AddTenant("b", "", natsaccounts.Limits{}))
+	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("half a key of a killed command: %v; expected it to be removed", err)
+	}
 	// Others can read it.
 	must(t, os.Chmod(dir, 0o755))
 	if _, err := natsaccounts.Open(dir); !fault.Is(err, fault.Denied) {
