@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -32,8 +34,8 @@ import (
 const (
 	googleAudience = "https://keyturn.example.com/v1/pubsub"
 	googleEmail    = "keyturn-push@example-project.iam.gserviceaccount.com"
-	pubsubTopic     = "projects/" + gcpID + "/topics/secrets"
-	pubsubSub       = "projects/" + gcpID + "/subscriptions/keyturn"
+	pubsubTopic    = "projects/" + gcpID + "/topics/secrets"
+	pubsubSub      = "projects/" + gcpID + "/subscriptions/keyturn"
 )
 
 // sources are all that tells a notifier of secrets.
@@ -94,10 +96,12 @@ func (c *sources) google() {
 	must(c.t, err)
 	c.bearer, err = token.CompactSerialize()
 	must(c.t, err)
-	c.jwks = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	c.jwks = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k1", Algorithm: "RS256", Use: "sig"}}})
 	}))
+	c.jwks.Config.ErrorLog = log.New(io.Discard, "", 0) // clients are killed in the middle of a handshake
+	c.jwks.StartTLS()
 	c.t.Cleanup(c.jwks.Close)
 }
 

@@ -32,12 +32,14 @@ type feeds struct {
 	ctx     context.Context //nolint:containedctx // ends what is still sent
 	cancel  context.CancelFunc
 
-	pushes, repeats, refused atomic.Int64
+	pushes, repeats atomic.Int64
+	mu              sync.Mutex
+	refused         map[string]int // 429 and 5xx, by path and status
 }
 
 func newFeeds(t *testing.T, l *ledger, every time.Duration, fleet ...*replica) *feeds {
 	f := &feeds{
-		t: t, l: l, fleet: fleet, every: every, ending: make(chan struct{}),
+		t: t, l: l, fleet: fleet, every: every, ending: make(chan struct{}), refused: map[string]int{},
 		client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -87,7 +89,9 @@ func (f *feeds) drain() {
 		f.cancel()
 		<-done
 	}
-	f.t.Logf("%d pushes accepted, %d tries were repeated, of which %d were answered 429 or 5xx", f.pushes.Load(), f.repeats.Load(), f.refused.Load())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.t.Logf("%d pushes accepted, %d tries were repeated, of which were answered: %v", f.pushes.Load(), f.repeats.Load(), f.refused)
 }
 
 // target is where some replica serves, or "" if none does.
@@ -134,7 +138,9 @@ func (f *feeds) push(path, body string, es []events.Event, header func(http.Head
 				f.pushes.Add(1)
 				return
 			case code == http.StatusTooManyRequests || code/100 == 5:
-				f.refused.Add(1)
+				f.mu.Lock()
+				f.refused[fmt.Sprintf("%d %s", code, path)]++
+				f.mu.Unlock()
 			case code != 0:
 				f.t.Errorf("a notice to %s was answered %d, after which its sender gives up", path, code)
 				return
@@ -160,7 +166,6 @@ func (f *feeds) auditPost(entry string, es []events.Event, header func(http.Head
 		switch code := f.once(at, "/v1/vaultaudit", entry+"\n", header); {
 		case code == http.StatusOK:
 			f.l.require(es)
-			f.pushes.Add(1)
 		case code != 0 && code/100 != 5:
 			f.t.Errorf("an audit entry was answered %d", code)
 		}

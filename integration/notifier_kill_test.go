@@ -37,15 +37,12 @@ func TestNotifierSurvives200Kills(t *testing.T) {
 	srv := testenv.NATS(t)
 	_, js := connectTo(t, srv.URL())
 	c := newSources(t)
-	short, err := os.MkdirTemp("", "kt") // a socket's path has 107 bytes at most
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(short) })
 	l := newLedger(t)
 	var fleet []*replica
 	var sockets []*socketDevice
 	var files []*fileDevice
 	for _, name := range []string{"a", "b"} {
-		spool, socket, file := filepath.Join(c.dir, "spool-"+name), filepath.Join(short, name), filepath.Join(c.dir, "audit-"+name+".log")
+		spool, socket, file := filepath.Join(c.dir, "spool-"+name), shortPath(t), filepath.Join(c.dir, "audit-"+name+".log")
 		r := newReplica(t, name, c.config(srv.URL(), spool, socket, file), c.env()...)
 		r.start()
 		fleet = append(fleet, r)

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -68,20 +69,50 @@ type held struct {
 // holdings reads a whole stream.
 func holdings(t *testing.T, js jetstream.JetStream, stream string) (out []held) {
 	t.Helper()
-	s, err := js.Stream(t.Context(), stream)
-	must(t, err)
-	last := s.CachedInfo().State.LastSeq
-	if s.CachedInfo().State.Msgs == 0 {
-		return nil
+	var err error
+	patiently(t, "stream "+stream+" to be read", &err, func() bool {
+		out, err = read(t, js, stream)
+		return err == nil
+	})
+	return out
+}
+
+// patiently tries again what fails while a cluster elects.
+func patiently(t *testing.T, what string, err *error, try func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !try(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("within %s: expected %s: %v", limit, what, *err)
+		}
 	}
-	c, err := s.OrderedConsumer(t.Context(), jetstream.OrderedConsumerConfig{})
-	must(t, err)
+}
+
+func read(t *testing.T, js jetstream.JetStream, stream string) (out []held, err error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	st := s.CachedInfo().State
+	if st.Msgs == 0 {
+		return nil, nil
+	}
+	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return nil, err
+	}
 	for {
-		batch, err := c.Fetch(500, jetstream.FetchMaxWait(limit))
-		must(t, err)
+		batch, err := c.Fetch(500, jetstream.FetchMaxWait(10*time.Second))
+		if err != nil {
+			return nil, err
+		}
+		got := len(out)
 		for m := range batch.Messages() {
 			md, err := m.Metadata()
-			must(t, err)
+			if err != nil {
+				return nil, err
+			}
 			h := held{id: m.Headers().Get("ce-id"), subject: m.Subject(), seq: md.Sequence.Stream}
 			must(t, json.Unmarshal(m.Data(), &h.e.Data))
 			h.e.Type = events.Type(m.Headers().Get("ce-type"))
@@ -89,20 +120,33 @@ func holdings(t *testing.T, js jetstream.JetStream, stream string) (out []held) 
 				t.Errorf("event %d of %s: %v", h.seq, stream, err)
 			}
 			out = append(out, h)
-			if h.seq >= last {
-				return out
+			if h.seq >= st.LastSeq {
+				return out, nil
 			}
 		}
-		must(t, batch.Error())
+		if err := batch.Error(); err != nil {
+			return nil, err
+		}
+		if len(out) == got {
+			return nil, fmt.Errorf("%d messages came of those up to %d", got, st.LastSeq)
+		}
 	}
 }
 
 // messages is how many a stream has.
-func messages(t *testing.T, js jetstream.JetStream, stream string) int {
+func messages(t *testing.T, js jetstream.JetStream, stream string) (n int) {
 	t.Helper()
-	s, err := js.Stream(t.Context(), stream)
-	must(t, err)
-	return int(s.CachedInfo().State.Msgs)
+	var err error
+	patiently(t, "the state of stream "+stream, &err, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var s jetstream.Stream
+		if s, err = js.Stream(ctx, stream); err == nil {
+			n = int(s.CachedInfo().State.Msgs)
+		}
+		return err == nil
+	})
+	return n
 }
 
 // settle waits until everything that is required is stored.

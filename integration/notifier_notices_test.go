@@ -44,7 +44,9 @@ type changes struct {
 	base time.Time
 }
 
-func newChanges(from string) *changes { return &changes{from: from, base: time.Now().Add(-2*perSecret*time.Minute - time.Minute)} }
+func newChanges(from string) *changes {
+	return &changes{from: from, base: time.Now().Add(-2*perSecret*time.Minute - time.Minute)}
+}
 
 func (c *changes) next() change {
 	secret, version := c.n/perSecret, c.n%perSecret+1

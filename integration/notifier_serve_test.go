@@ -229,3 +229,12 @@ func (w *tailWriter) String() string {
 	defer w.mu.Unlock()
 	return string(w.buf)
 }
+
+// shortPath is a path for a socket, which has 107 bytes at most.
+func shortPath(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kt")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return filepath.Join(dir, "audit.sock")
+}
