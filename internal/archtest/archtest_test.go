@@ -128,8 +128,8 @@ func TestRulesCanFail(t *testing.T) {
 
 // onlyImporters says who may import an SDK, so that it stays in its leaf.
 var onlyImporters = map[string][]string{
-	"github.com/aws/":            {"secrets/awssm", "events/putevents", "functions/aws", "notifier/sqs", "internal/awsfake", "internal/sqsfake", "internal/lambdarotate", "cmd/keyturn", "integration"},
-	"github.com/nats-io/nats.go": {"events/natsbus", "secrets/natskv", "cmd/keyturn", "internal/natslock", "internal/testenv"},
+	"github.com/aws/":            {"secrets/awssm", "events/putevents", "functions/aws", "notifier/sqs", "internal/awsfake", "internal/sqsfake", "internal/lambdarotate", "internal/funcnotify/lambdanotify", "cmd/keyturn", "integration"},
+	"github.com/nats-io/nats.go": {"events/natsbus", "secrets/natskv", "cmd/keyturn", "internal/natslock", "internal/funcnotify", "internal/testenv"},
 	"github.com/nats-io/nats-server": {
 		"cmd/keyturn", "internal/testenv",
 	},
@@ -174,6 +174,9 @@ var binaries = map[string][]string{
 	"./functions/aws/retire": {
 		"github.com/keyturn/keyturn", "github.com/aws", "github.com/jackc", "github.com/xdg-go/stringprep",
 	},
+	"./functions/aws/notify":   append([]string{"github.com/aws"}, notifyFunction...),
+	"./functions/gcp/notify":   notifyFunction,
+	"./functions/azure/notify": notifyFunction,
 	"./functions/gcp/rotate":   gcpFunction,
 	"./functions/gcp/retire":   gcpFunction,
 	"./functions/azure/rotate": azureFunction,
@@ -195,6 +198,13 @@ var (
 		"github.com/golang-jwt/jwt", "github.com/google/uuid", "github.com/kylelemons/godebug", "github.com/pkg/browser",
 	}
 )
+
+// A function that notifies links the client of NATS and what that and package
+// natsbus need, and no cloud's SDK; that of AWS reads its credentials by one.
+var notifyFunction = []string{
+	"github.com/keyturn/keyturn", "github.com/nats-io/nats.go", "github.com/nats-io/nkeys", "github.com/nats-io/nuid",
+	"github.com/nats-io/jwt", "github.com/klauspost/compress", "github.com/fsnotify/fsnotify",
+}
 
 func TestBinariesLinkOnlyWhatTheyNeed(t *testing.T) {
 	for binary, allowed := range binaries {
