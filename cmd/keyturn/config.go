@@ -47,7 +47,10 @@ type natsConfig struct {
 	PasswordFile string `koanf:"password_file"`
 	CredsFile    string `koanf:"creds_file"`
 	CAFile       string `koanf:"ca_file"`
-	Replicas     int    `koanf:"replicas"`
+	// InboxPrefix is where answers go, for credentials that may hear no other
+	// inbox, as those of a tenant.
+	InboxPrefix string `koanf:"inbox_prefix"`
+	Replicas    int    `koanf:"replicas"`
 	// GroupCommit is for one server with sync_interval: always; see
 	// natsbus.Options.
 	GroupCommit bool `koanf:"group_commit"`
