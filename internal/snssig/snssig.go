@@ -115,7 +115,8 @@ func New(o Options) (*Verifier, error) {
 //   - Invalid: it is no message of SNS. Nobody has been authenticated yet, so
 //     such a body is to be refused, not kept.
 //   - Denied: signature, certificate, topic or age are wrong.
-//   - Unavailable: the certificate cannot be fetched at present.
+//   - Unavailable: the certificate cannot be fetched at present, or this
+//     machine's clock is before the message's time.
 //
 // A certificate is waited for until ctx ends; most calls need none.
 func (v *Verifier) Verify(ctx context.Context, body []byte) (*Message, error) {
@@ -145,19 +146,22 @@ func (v *Verifier) Verify(ctx context.Context, body []byte) (*Message, error) {
 	if err := c.check(e, v.o.Now()); err != nil {
 		return nil, err
 	}
+	// SNS signs no message of the future: the wrong clock is ours, and a message
+	// that is refused for that is lost.
+	if now := v.o.Now(); e.time.Sub(now) > skew {
+		return nil, fault.Newf(fault.Unavailable, op, "the message is of %s, and it is %s; set this machine's clock, which is late", stamp(e.time), stamp(now))
+	}
 	return e.proven(v, place), nil
 }
 
 func (v *Verifier) age(t time.Time) error {
-	now := v.o.Now()
-	switch age := now.Sub(t); {
-	case age > v.o.MaxAge+skew:
-		return refuse("the message is of %s, and it is %s; expected one of the last %s", t.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339), v.o.MaxAge)
-	case age < -skew:
-		return refuse("the message is of %s, and it is %s; is this machine's clock late?", t.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	if now := v.o.Now(); now.Sub(t) > v.o.MaxAge+skew {
+		return refuse("the message is of %s, and it is %s; expected one of the last %s", stamp(t), stamp(now), v.o.MaxAge)
 	}
 	return nil
 }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // refuse is the error about a message that cannot be trusted.
 func refuse(format string, args ...any) error {

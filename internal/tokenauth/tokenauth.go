@@ -80,8 +80,8 @@ func (v *Verifier) Warm(ctx context.Context) error { return v.keys.warm(ctx) }
 // Authenticate accepts a request with the headers h by returning nil. Errors
 // are of two kinds. Denied: the token is missing, forged, expired, or not for
 // us; the text says which check failed and what was expected. Unavailable:
-// the issuer's keys are not known at present, and the same request may be good
-// later. No error holds the token. It quotes, shortened, the one claim that was
+// the issuer's keys are not known at present, or our clock is before the time
+// from which the token is good, and the same request may be good later. No error holds the token. It quotes, shortened, the one claim that was
 // wrong, and only of a token that the issuer signed.
 //
 // A fetch of keys is waited for until ctx ends; most calls need none, and take
@@ -119,10 +119,13 @@ func (v *Verifier) Authenticate(ctx context.Context, h http.Header) error {
 		if err != nil {
 			return err
 		}
-		if err := v.times(c); err != nil {
+		if err := v.expiry(c); err != nil {
 			return err
 		}
-		return v.check(c)
+		if err := v.check(c); err != nil {
+			return err
+		}
+		return v.early(c)
 	}
 	return refuse("the token's signature is wrong; expected a token of %s", v.from)
 }
@@ -149,9 +152,9 @@ func bearer(h http.Header) (string, error) {
 	return token, nil
 }
 
-// times checks exp, which must be there, and nbf and iat, which may.
+// expiry checks exp, which must be there.
 // https://www.rfc-editor.org/rfc/rfc7519#section-4.1
-func (v *Verifier) times(c claims) error {
+func (v *Verifier) expiry(c claims) error {
 	now := v.now()
 	exp, found, err := c.time("exp")
 	switch {
@@ -162,13 +165,21 @@ func (v *Verifier) times(c claims) error {
 	case !now.Before(exp.Add(leeway)):
 		return refuse("the token expired at %s, and it is %s; expected a fresh one, or a clock that is right", stamp(exp), stamp(now))
 	}
+	return nil
+}
+
+// early checks nbf and iat, which may be there. Senders use a token at once: one
+// that is not good yet tells that our clock is late, and refusing it for that
+// would lose what it came with.
+func (v *Verifier) early(c claims) error {
+	now := v.now()
 	for _, name := range []string{"nbf", "iat"} {
 		from, found, err := c.time(name)
 		if err != nil {
 			return err
 		}
 		if found && now.Before(from.Add(-leeway)) {
-			return refuse("the token is good from %s on (%s), and it is %s; is this machine's clock late?", stamp(from), name, stamp(now))
+			return unavailable("the token is good from %s on (%s), and it is %s; set this machine's clock, which is late", stamp(from), name, stamp(now))
 		}
 	}
 	return nil
