@@ -163,6 +163,10 @@ func (t *tail) after(ctx context.Context, since time.Time, old fs.FileInfo) {
 			continue
 		}
 		if err := t.open(path); err != nil {
+			if !errors.Is(err, fs.ErrNotExist) { // what is in it nobody hears
+				t.s.drop(viaFile, "missed", 1)
+				t.fail(err)
+			}
 			continue
 		}
 		for t.read(ctx) { //nolint:revive // to the end
@@ -250,16 +254,29 @@ func (t *tail) save(now bool) {
 	t.pos.Saved, t.saved = time.Now(), time.Now()
 	b, err := json.Marshal(t.pos)
 	if err == nil {
-		name := t.posFile()
-		// Another name first, so that there is always a whole one.
-		err = os.WriteFile(name+".tmp", b, 0o600)
-		if err == nil {
-			err = os.Rename(name+".tmp", name)
-		}
+		err = t.write(b)
 	}
 	if err != nil {
 		t.s.o.Logger.Warn("the position in the audit file cannot be written; after a restart some entries are read again", "source", t.s.o.Name, "err", err)
 		return
 	}
 	t.dirty = false
+}
+
+// write puts b in the place of the position, under another name first, so that
+// there is always a whole one: after a power cut, too.
+func (t *tail) write(b []byte) error {
+	name := t.posFile()
+	f, err := os.OpenFile(name+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil && !t.s.o.NoSync {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(name+".tmp", name)
 }

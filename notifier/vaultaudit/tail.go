@@ -72,18 +72,19 @@ func (t *tail) run(ctx context.Context) {
 	}
 }
 
-// start finds where the last process ended.
+// start finds where the last process ended. Where that cannot be told it reads
+// all of the file: twice is better than never.
 func (t *tail) start(ctx context.Context) {
 	known, err := t.load()
 	if err != nil {
-		t.s.o.Logger.ErrorContext(ctx, "the position in the audit file cannot be read; starting anew", "source", t.s.o.Name, "err", err)
+		t.s.o.Logger.ErrorContext(ctx, "the position in the audit file cannot be read; reading the file from its beginning, and none that was rotated away", "source", t.s.o.Name, "err", err)
 	}
 	if t.resume = known; known {
 		t.catchUp(ctx, true)
 		return
 	}
 	t.pos = position{}
-	if !t.f.FromStart && t.open(t.f.Path) == nil {
+	if !t.f.FromStart && err == nil && t.open(t.f.Path) == nil {
 		if err := t.toEnd(); err != nil {
 			t.fail(err)
 		}

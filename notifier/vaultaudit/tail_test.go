@@ -181,6 +181,24 @@ func TestTailStartsAtTheEnd(t *testing.T) {
 	}
 }
 
+// What is in the file is not passed over as history when it is only not known
+// how far it was read: a power cut may leave an empty position.
+func TestTailOfALostPosition(t *testing.T) {
+	for name, spoiled := range map[string]string{"empty": "", "torn": `{"offset":1`, "negative": `{"offset":-1,"head":0}`} {
+		t.Run(name, func(t *testing.T) {
+			l, dir, b := newLog(t), t.TempDir(), &bus{}
+			o := Options{Dir: dir, File: &File{Path: l.path, Poll: 5 * time.Millisecond}}
+			r := start(t, o, b)
+			eventually(t, "the position to be kept", func() bool { _, err := os.Stat(r.tail.posFile()); return err == nil })
+			r.stop()
+			l.add(2)
+			l.must(os.WriteFile(r.tail.posFile(), []byte(spoiled), 0o600))
+			start(t, o, b)
+			eventually(t, "the entries of the time between", func() bool { return b.distinct() == 2 })
+		})
+	}
+}
+
 func TestTailOfAFileThatAppears(t *testing.T) {
 	l, b := newLog(t), &bus{}
 	l.must(os.Remove(l.path))
