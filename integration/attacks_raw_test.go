@@ -3,10 +3,12 @@ package integration_test
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -190,7 +192,7 @@ func (s *siege) slow(t *testing.T) {
 				var b [1]byte
 				if _, err := c.Read(b[:]); err == nil {
 					break
-				} else if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
+				} else if !errors.Is(err, os.ErrDeadlineExceeded) {
 					break
 				}
 				if _, err := c.Write([]byte("a")); err != nil {

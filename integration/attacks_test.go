@@ -59,7 +59,14 @@ type row struct {
 func (s *siege) control(t *testing.T, c sender) {
 	t.Helper()
 	name := s.name("control")
-	if status, answer, _ := s.fire(t, c.shot(s, name)); status != 200 {
+	x := c.shot(s, name)
+	// A sender repeats what is answered 503, as on a machine so busy that a key
+	// set does not come in time.
+	status, answer := 503, ""
+	for deadline := time.Now().Add(30 * time.Second); status == 503 && time.Now().Before(deadline); {
+		status, answer, _ = s.fire(t, x)
+	}
+	if status != 200 {
 		t.Fatalf("a good request of %s was answered %d %s; want 200", c.kind, status, answer)
 	}
 	s.stored = append(s.stored, name)
