@@ -151,7 +151,7 @@ func (n *notifierConfig) routes() []routeConfig {
 
 // check completes names and paths, and refuses what cannot work.
 func (n *notifierConfig) check(bad func(string, ...any) error) error {
-	names, paths := map[string]bool{}, map[string]bool{}
+	names, paths, audited := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	taken := func(where, name string) error {
 		if !wayName(name) {
 			return bad("%s.name is %.60q; expected 1 to 40 lower-case letters, digits, hyphens and underscores", where, name)
@@ -193,6 +193,17 @@ func (n *notifierConfig) check(bad func(string, ...any) error) error {
 		}
 		if err := s.check(where, bad); err != nil {
 			return err
+		}
+		if s.Kind == wayVaultAudit {
+			if audited[s.Cluster] {
+				return bad("%s: cluster %.40q has a source of kind vaultaudit already; one takes socket, file and routes together", where, s.Cluster)
+			}
+			audited[s.Cluster] = true
+		}
+	}
+	for i := range n.Routes {
+		if r := &n.Routes[i]; r.Kind == wayVaultAudit && !audited[r.Cluster] {
+			return bad("notifier.routes[%d] is for cluster %.40q; expected a source of kind vaultaudit with the same cluster, which keeps the entries until they are published", i, r.Cluster)
 		}
 	}
 	if n.APIKeyFile != "" {

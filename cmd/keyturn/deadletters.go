@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/events/natsbus"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/notifier"
@@ -166,22 +167,13 @@ func (c *deadlettersReplayCmd) Run(e *env) error {
 		return err
 	}
 	defer done()
-	var passed, stay int
-	try := func(l *natsbus.StoredLetter) error {
-		what, err := c.replay(e, cfg, bus, l)
-		if err != nil {
-			stay++
-			_, _ = fmt.Fprintf(e.stdout, "%d\tstays: %v\n", l.Seq, err)
-			// An outage is the same for the next ones.
-			if fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Denied) {
-				return err
-			}
-			return nil
-		}
-		passed++
-		_, _ = fmt.Fprintf(e.stdout, "%d\t%s\n", l.Seq, what)
-		return nil
+	st := &stores{cfg: cfg, log: e.log} // for tags alone
+	defer func() { _ = st.close() }()
+	tenant, err := newTenants(cfg, st.tags, e.log)
+	if err != nil {
+		return err
 	}
+	var passed, stay int
 	if c.All {
 		// What is parked meanwhile is not of this run.
 		var all []uint64
@@ -198,9 +190,16 @@ func (c *deadlettersReplayCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		if err := try(&l); err != nil {
-			return err
+		// One whose tenant cannot be told at present does not stop the others; an
+		// outage of NATS ends it at the next letter.
+		what, err := c.replay(e, cfg, bus, tenant, &l)
+		if err != nil {
+			stay++
+			_, _ = fmt.Fprintf(e.stdout, "%d\tstays: %v\n", l.Seq, err)
+			continue
 		}
+		passed++
+		_, _ = fmt.Fprintf(e.stdout, "%d\t%s\n", l.Seq, what)
 	}
 	_, _ = fmt.Fprintf(e.stdout, "%d handed on, %d stay\n", passed, stay)
 	if stay > 0 {
@@ -218,7 +217,7 @@ func (stays) Park(_ context.Context, l notifier.DeadLetter) error {
 }
 
 // replay hands one letter on and removes it.
-func (c *deadlettersReplayCmd) replay(e *env, cfg *config, bus *natsbus.Bus, l *natsbus.StoredLetter) (string, error) {
+func (c *deadlettersReplayCmd) replay(e *env, cfg *config, bus *natsbus.Bus, tenant func(context.Context, events.Event) (string, error), l *natsbus.StoredLetter) (string, error) {
 	switch {
 	case c.Source != "" && l.Source != c.Source:
 		return "", fault.Newf(fault.Invalid, "replay", "it is of %s", l.Source)
@@ -232,10 +231,6 @@ func (c *deadlettersReplayCmd) replay(e *env, cfg *config, bus *natsbus.Bus, l *
 		way = c.As
 	}
 	dec, err := cfg.decoder(way)
-	if err != nil {
-		return "", err
-	}
-	tenant, err := newTenants(cfg, noTags, e.log)
 	if err != nil {
 		return "", err
 	}

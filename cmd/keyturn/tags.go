@@ -2,24 +2,27 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
-
-	"log/slog"
 )
 
 // tags asks a secret's own store for its tags.
 func (s *stores) tags(ctx context.Context, r ref.Ref) (map[string]string, error) {
+	none := func() error { return fault.Newf(fault.NotFound, "tags", "secrets at %s have no tags", r.Provider) }
+	if r.Provider == ref.NATS { // no store is opened to learn that
+		return nil, none()
+	}
 	st, err := s.of(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	t, ok := st.(secrets.Tagger)
 	if !ok {
-		return nil, fault.Newf(fault.NotFound, "tags", "secrets at %s have no tags", r.Provider)
+		return nil, none()
 	}
 	return t.Tags(ctx, r)
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +62,8 @@ func TestWaysIn(t *testing.T) {
 		"nothing there":    {head, "nothing is served there"},
 		"no queue":         {head + "  api_key_file: DIR/key\n  sources: [{kind: sqs}]\n", "queue_url is missing"},
 		"no spool":         {head + "  api_key_file: DIR/key\n  sources: [{kind: vaultaudit, cluster: c}]\n", "spool is missing"},
+		"one spool twice":  {head + "  api_key_file: DIR/key\n  sources: [{kind: vaultaudit, cluster: c, spool: DIR/a}, {kind: vaultaudit, name: b, cluster: c, spool: DIR/b}]\n", "has a source of kind vaultaudit already"},
+		"no such cluster":  {head + "  routes: [{kind: vaultaudit, cluster: c, api_key_files: [DIR/key]}]\n", "expected a source of kind vaultaudit"},
 		"misspelt":         {head + "  api_key_file: DIR/key\n  sources: [{kind: sqs, queue: x}]\n", "queue"},
 		"bad rule":         {head + "  api_key_file: DIR/key\ntenants: {rules: [{tenant: acme, provider: acme}]}\n", "tenants.rules"},
 	} {
@@ -265,5 +269,31 @@ func TestReplay(t *testing.T) {
 	}
 	if code, _ := kt("--since", "1h", "--until", "2h"); code != 1 {
 		t.Error("a time that ends before it begins is taken")
+	}
+}
+
+// TestReplayAsksForTags: a rule that needs tags is asked as in serve, and a
+// store that is away keeps no other letter from being handed on.
+func TestReplayAsksForTags(t *testing.T) {
+	srv := testenv.NATS(t)
+	aws := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }))
+	defer aws.Close()
+	t.Setenv("AWS_ACCESS_KEY_ID", "x")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "x")
+	config := writeConfig(t, "nats: {url: '"+srv.URL()+"'}\naws: {endpoint: '"+aws.URL+"'}\nnotifier: {listen: '127.0.0.1:0', routes: [{kind: eventbridge, api_key_files: [DIR/key]}]}\n"+
+		"tenants: {rules: [{tenant: acme, provider: aws, tags: {team: acme}}]}\n")
+	bus, err := natsbus.Open(t.Context(), srv.Conn(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, body := range map[string]string{"1": sampleNotice, "2": "no JSON", "3": sampleNotice} {
+		l := notifier.DeadLetter{Delivery: notifier.Delivery{Source: "eventbridge", ID: id, Body: []byte(body), Received: time.Now()}, Kind: fault.Invalid, Size: len(body)}
+		if err := bus.Park(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, out, errs := command(t.Context(), "", "--config", config, "deadletters", "replay", "--all")
+	if code != 1 || strings.Count(out, "stays: ") != 3 || strings.Count(out, "tenants: tags of ") != 2 || strings.Contains(out, "not asked for here") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
 	}
 }
