@@ -495,3 +495,25 @@ type counting struct {
 }
 
 func (c counting) Sync() error { c.n.Add(1); return c.File.Sync() }
+
+// TestDirectoryRemoved: what is appended after somebody removed the directory
+// is not answered as if it were safe.
+func TestDirectoryRemoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "s")
+	s, err := Open(dir, Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if err := s.Append(t.Context(), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Append(t.Context(), []byte("b")); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("%v; expected unavailable", err)
+		}
+	}
+}
