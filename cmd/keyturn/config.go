@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -46,6 +47,7 @@ type natsConfig struct {
 	User         string `koanf:"user"`
 	PasswordFile string `koanf:"password_file"`
 	CredsFile    string `koanf:"creds_file"`
+	NKeyFile     string `koanf:"nkey_file"`
 	CAFile       string `koanf:"ca_file"`
 	// InboxPrefix is where answers go, for credentials that may hear no other
 	// inbox, as those of a tenant.
@@ -157,7 +159,7 @@ func loadConfig(path string) (*config, error) {
 		DecodeHook: mapstructure.StringToTimeDurationHookFunc(),
 	}})
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "config "+path, err)
+		return nil, unreadable(path, err)
 	}
 	if c.NATS.URL == "" {
 		return nil, bad("nats.url is missing; expected something like nats://127.0.0.1:4222")
@@ -241,4 +243,20 @@ func writeFileAtomic(path string, b []byte) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return os.Rename(tmp, path)
+}
+
+// unreadKey is how the decoder names keys that nothing reads.
+var unreadKey = regexp.MustCompile(`'([^']*)' has invalid keys: ([^\n]+)`)
+
+// unreadable says in the file's own words what the decoder found.
+func unreadable(path string, err error) error {
+	m := unreadKey.FindStringSubmatch(err.Error())
+	if m == nil {
+		return fault.New(fault.Invalid, "config "+path, err)
+	}
+	section := m[1]
+	if section == "main.config" { // the decoder's name for the whole
+		section = "the top of the file"
+	}
+	return fault.Newf(fault.Invalid, "config "+path, "nothing reads %s in %s; is it misspelt? docs/configuration.md has all keys", m[2], section)
 }

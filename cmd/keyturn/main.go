@@ -99,7 +99,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 			return 130
 		}
-		_, _ = fmt.Fprintln(stderr, "keyturn:", err)
+		if c.LogFormat == "json" {
+			e.log.Error("keyturn failed", "err", err.Error())
+		} else {
+			_, _ = fmt.Fprintln(stderr, "keyturn:", err)
+		}
 		return 1
 	}
 	return 0

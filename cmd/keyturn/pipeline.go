@@ -41,49 +41,6 @@ type pipeline struct {
 	open map[ref.Ref]func(context.Context) (*rotators.Runner, secrets.Store, error)
 }
 
-// connect opens a NATS connection that outlives outages.
-func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
-	opts := []nats.Option{
-		nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond),
-		// Two refusals in a row, as while credentials are exchanged, must not end
-		// the connection for good.
-		nats.IgnoreAuthErrorAbort(),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				log.Warn("NATS is away", "err", err)
-			}
-		}),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("NATS is back") }),
-	}
-	if c.User != "" {
-		if c.PasswordFile == "" {
-			return nil, fault.Newf(fault.Invalid, "config", "nats.user is set and nats.password_file is missing")
-		}
-		password, err := readKeyFile(c.PasswordFile)
-		if err != nil {
-			return nil, fmt.Errorf("nats.password_file: %w", err)
-		}
-		opts = append(opts, nats.UserInfo(c.User, password))
-	}
-	if c.CredsFile != "" {
-		opts = append(opts, nats.UserCredentials(c.CredsFile))
-	}
-	if c.InboxPrefix != "" {
-		opts = append(opts, nats.CustomInboxPrefix(c.InboxPrefix))
-	}
-	if c.CAFile != "" {
-		opts = append(opts, nats.RootCAs(c.CAFile))
-	}
-	nc, err := nats.Connect(c.URL, opts...)
-	if err != nil {
-		return nil, &fault.Error{
-			Kind: fault.Unavailable, Class: fault.ClassNetwork, Op: "connect to NATS",
-			Msg: fmt.Sprintf("no server answers at %s; is keyturn dev running, or nats.url right?", c.URL), Err: err,
-		}
-	}
-	return nc, nil
-}
-
 // openPipeline opens what cfg describes. observe may be nil, and edit, which
 // has the last word on the runners' options.
 func openPipeline(ctx context.Context, cfg *config, log *slog.Logger, observe func(rotators.Progress), edit func(*rotators.Options)) (_ *pipeline, err error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/keyturn/keyturn/secrets/natskv"
@@ -20,12 +21,17 @@ func (*serveCmd) Run(e *env) error {
 		return err
 	}
 	defer p.close()
-	return p.serve(e.ctx, func(addr string) {
+	defer context.AfterFunc(e.ctx, func() { e.log.Info("stopping: taking nothing new, finishing what is under way") })()
+	err = p.serve(e.ctx, func(addr string) {
 		if addr == "" {
 			addr = "no port (notifier.listen is not set)"
 		}
 		_, _ = fmt.Fprintf(e.stdout, "keyturn serves: notifier on %s, %d secrets, NATS at %s\n", addr, len(cfg.Secrets), p.nc.ConnectedUrlRedacted())
 	})
+	if err == nil {
+		e.log.Info("stopped")
+	}
+	return err
 }
 
 // keygenCmd writes a sealing key. Losing it loses every value in the store.

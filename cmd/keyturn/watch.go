@@ -76,10 +76,18 @@ func once(h events.Handler) events.Handler {
 	}
 }
 
-// humanEvent is one event on one line.
+// toldLater is how much later than it happened an event must be published for
+// a line to tell both times.
+const toldLater = time.Minute
+
+// humanEvent is one event on one line, with when it was published.
 func humanEvent(e events.Event) string {
 	noun, verb := e.Type.Parts()
-	s := fmt.Sprintf("%s  %-20s %s", e.Data.Published.Local().Format("15:04:05.000"), noun+"."+verb, e.Data.Ref)
+	at, form := e.Data.Published.Local(), "15:04:05.000"
+	if time.Since(at) > 12*time.Hour {
+		form = time.DateTime
+	}
+	s := fmt.Sprintf("%s  %-20s %s", at.Format(form), noun+"."+verb, e.Data.Ref)
 	if e.Data.Version != "" {
 		s += "  version " + shortID(e.Data.Version)
 	}
@@ -89,5 +97,9 @@ func humanEvent(e events.Event) string {
 	if e.Data.Reason != "" {
 		s += "  " + e.Data.Reason
 	}
-	return s + "  tenant " + e.Data.Tenant + ", from " + e.Data.Cause
+	s += "  tenant " + e.Data.Tenant + ", from " + e.Data.Cause
+	if at.Sub(e.Time) > toldLater {
+		s += ", happened " + e.Time.Local().Format(time.DateTime)
+	}
+	return s
 }
