@@ -31,9 +31,9 @@ const maxHeader = 512
 
 // Park implements [notifier.DeadLetters]. The same notice is kept once,
 // however often it is parked: its key is part of its subject, which takes one
-// letter. After [Bus.DeleteDeadLetter] it can be parked again. A letter that is too large for the
-// server is kept without the end of its body, and without its attributes if
-// that is not enough; Size still tells how long the body was.
+// letter. After [Bus.DeleteDeadLetter] it can be parked again. A letter that is
+// too large for the server is kept without the end of its body, and without its
+// attributes if that is not enough; Size still tells how long the body was.
 func (b *Bus) Park(ctx context.Context, l notifier.DeadLetter) error {
 	if l.Parked.IsZero() {
 		l.Parked = time.Now().UTC()
@@ -165,7 +165,10 @@ func (b *Bus) QueryDeadLetters(ctx context.Context, q LetterQuery) iter.Seq2[Sto
 	return func(yield func(StoredLetter, error) bool) {
 		c := cursor{rd: reader{nc: b.nc, opts: b.opts, stream: DeadLetterStream}}
 		c.q = getRequest{Seq: max(q.From, 1), NextFor: q.subject(), Batch: page}
-		for n := 0; q.Limit <= 0 || n < q.Limit; n++ {
+		if q.Limit > 0 {
+			c.q.Batch = min(page, q.Limit)
+		}
+		for n := 0; q.Limit <= 0 || n < q.Limit; {
 			st, ok, err := c.next(ctx)
 			if err != nil {
 				yield(StoredLetter{}, classify("read dead letters", err))
@@ -179,7 +182,7 @@ func (b *Bus) QueryDeadLetters(ctx context.Context, q LetterQuery) iter.Seq2[Sto
 				b.opts.Logger.WarnContext(ctx, "a message in the dead-letter stream is no letter", "sequence", st.seq)
 				continue
 			}
-			if !yield(out, nil) {
+			if n++; !yield(out, nil) {
 				return
 			}
 		}

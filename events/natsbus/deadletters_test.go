@@ -210,3 +210,19 @@ func TestQueryDeadLetters(t *testing.T) {
 		t.Errorf("%v; expected not found", err)
 	}
 }
+
+// TestLimitCountsLetters: what is no letter takes no letter's place.
+func TestLimitCountsLetters(t *testing.T) {
+	b := open(t, testenv.NATS(t).Conn(t), nil)
+	if _, err := b.js.Publish(t.Context(), deadLetterPrefix+"x.invalid.y", []byte("no letter")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := b.Park(t.Context(), parked(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := letters(t, b, 0, 2); len(got) != 2 || got[0].Seq != 2 || got[1].Seq != 3 {
+		t.Errorf("%+v; expected the first two", got)
+	}
+}

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -198,7 +199,7 @@ func TestTraceGoesOn(t *testing.T) {
 
 	spans.Reset()
 	bad := fault.Newf(fault.Unavailable, "publish", "canary text")
-	for _, d := range []notifier.Delivery{{Source: "sqs"}, {Source: "sqs", Attributes: map[string]string{"traceparent": "00-forged"}}} {
+	for _, d := range []notifier.Delivery{{Source: "sqs", ID: "canary id", Body: []byte("canary body")}, {Source: "sqs", Attributes: map[string]string{"traceparent": "00-forged"}}} {
 		if err := h(bad)(t.Context(), d); !errors.Is(err, bad) {
 			t.Errorf("%v; expected the handler's error", err)
 		}
@@ -206,6 +207,9 @@ func TestTraceGoesOn(t *testing.T) {
 	for _, s := range spans.GetSpans() {
 		if s.Parent.IsValid() || s.Status.Description != "unavailable" || strings.Contains(s.Status.Description, "canary") || len(s.Events) != 0 {
 			t.Errorf("span %+v; expected a root with the kind of the error alone", s)
+		}
+		if strings.Contains(fmt.Sprint(s.Attributes), "canary") {
+			t.Errorf("attributes %v hold text of the sender's", s.Attributes)
 		}
 	}
 }

@@ -59,8 +59,9 @@ func Trace(tp trace.TracerProvider, h notifier.Handler) notifier.Handler {
 		ctx = prop.Extract(ctx, propagation.MapCarrier{traceparent: d.Attributes[traceparent]})
 		ctx, span := tracer.Start(ctx, "process "+d.Source, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 			semconv.MessagingSystemKey.String(d.Source), semconv.MessagingOperationTypeProcess,
-			semconv.MessagingMessageID(d.ID), semconv.MessagingMessageBodySize(len(d.Body)),
-			attribute.Int("keyturn.delivery.attempt", d.Attempt),
+			semconv.MessagingMessageBodySize(len(d.Body)), attribute.Int("keyturn.delivery.attempt", d.Attempt),
+			// As in the log. The transport's own id may be any text of a sender's.
+			attribute.String("keyturn.delivery.key", d.Key()),
 		))
 		defer span.End()
 		out := propagation.MapCarrier{}
