@@ -88,7 +88,7 @@ func (c *tagCache) get(ctx context.Context, o *Options, r ref.Ref) (map[string]s
 
 // start begins a lookup. The caller holds the lock.
 func (c *tagCache) start(ctx context.Context, o *Options, r ref.Ref) *lookup {
-	l := &lookup{done: make(chan struct{})}
+	l, was := &lookup{done: make(chan struct{})}, c.tags[r]
 	if c.tags == nil {
 		c.tags = map[ref.Ref]*lookup{}
 	}
@@ -102,6 +102,9 @@ func (c *tagCache) start(ctx context.Context, o *Options, r ref.Ref) *lookup {
 		tags, err := o.Tags(ctx, r)
 		if fault.Is(err, fault.NotFound) {
 			tags, err = nil, nil // no secret, no tags
+			if was != nil {
+				tags = was.tags // the news that it is gone is for who had it
+			}
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -39,8 +39,9 @@ type Options struct {
 	Secrets map[ref.Ref]string
 	// Tags returns the tags of a secret. It is called for secrets that a rule
 	// with tags could be about, for one secret once at a time, and must be
-	// safe for concurrent use. NotFound counts as no tags. Without it a rule
-	// with tags is an error of New.
+	// safe for concurrent use. NotFound counts as the tags that were
+	// remembered last, or as none. Without it a rule with tags is an error of
+	// New.
 	Tags func(ctx context.Context, r ref.Ref) (map[string]string, error)
 	// TagTTL is how long tags, or that there are none, are remembered. So a
 	// secret whose tags change may be of its former tenant for that long.

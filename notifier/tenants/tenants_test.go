@@ -365,3 +365,32 @@ func BenchmarkTenant(b *testing.B) {
 		}
 	})
 }
+
+// TestTagsOfASecretThatIsGone: the news that a secret was deleted goes to the
+// tenant that had it, and not to whoever a rule for the rest names.
+func TestTagsOfASecretThatIsGone(t *testing.T) {
+	now, gone := time.Unix(0, 0), false
+	r, err := New(Options{
+		Rules: []Rule{{Tenant: "acme", Tags: map[string]string{"team": "acme"}}, {Tenant: "others"}},
+		Tags: func(context.Context, ref.Ref) (map[string]string, error) {
+			if gone {
+				return nil, fault.Newf(fault.NotFound, "tags", "no such secret")
+			}
+			return map[string]string{"team": "acme"}, nil
+		},
+		Now: func() time.Time { return now },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := parse(t, "gcp://p/db")
+	for range 3 {
+		if got := tell(t, r, e); got != "acme" {
+			t.Fatalf("it is of %q, gone %t; expected acme", got, gone)
+		}
+		gone, now = true, now.Add(2*DefaultTagTTL)
+	}
+	if got := tell(t, r, parse(t, "gcp://p/unknown")); got != "others" {
+		t.Errorf("one that was never seen is of %q; expected others", got)
+	}
+}
