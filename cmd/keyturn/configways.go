@@ -32,8 +32,6 @@ type notifierConfig struct {
 	Listen   string `koanf:"listen"`
 	CertFile string `koanf:"cert_file"`
 	KeyFile  string `koanf:"key_file"`
-	// APIKeyFile is short for one route of kind eventbridge with that key.
-	APIKeyFile string `koanf:"api_key_file"`
 	// Tenant is that of secrets that are not listed and that no rule matches,
 	// where there are no rules.
 	Tenant string `koanf:"tenant"`
@@ -140,15 +138,6 @@ type sourceConfig struct {
 	MaxInFlight int `koanf:"max_in_flight"`
 }
 
-// routes returns the configured routes, with what api_key_file stands for.
-func (n *notifierConfig) routes() []routeConfig {
-	rs := slices.Clone(n.Routes)
-	if n.APIKeyFile != "" {
-		rs = append(rs, routeConfig{Kind: wayEventBridge, Name: "webhook", Path: "/v1/eventbridge", APIKeyFiles: []string{n.APIKeyFile}})
-	}
-	return rs
-}
-
 // check completes names and paths, and refuses what cannot work.
 func (n *notifierConfig) check(bad func(string, ...any) error) error {
 	names, paths, audited := map[string]bool{}, map[string]bool{}, map[string]bool{}
@@ -206,16 +195,11 @@ func (n *notifierConfig) check(bad func(string, ...any) error) error {
 			return bad("notifier.routes[%d] is for cluster %.40q; expected a source of kind vaultaudit with the same cluster, which keeps the entries until they are published", i, r.Cluster)
 		}
 	}
-	if n.APIKeyFile != "" {
-		if paths["/v1/eventbridge"] || names["webhook"] {
-			return bad("notifier.api_key_file and a route have the same path or name; write the key into the route's api_key_files")
-		}
-	}
-	if (len(n.Routes) > 0 || n.APIKeyFile != "") && n.Listen == "" {
+	if len(n.Routes) > 0 && n.Listen == "" {
 		return bad("notifier.listen is missing; expected an address such as 0.0.0.0:8443 for the routes")
 	}
-	if n.Listen != "" && len(n.Routes) == 0 && n.APIKeyFile == "" {
-		return bad("notifier.listen is set and nothing is served there; add notifier.routes, or notifier.api_key_file for EventBridge")
+	if n.Listen != "" && len(n.Routes) == 0 {
+		return bad("notifier.listen is set and nothing is served there; add notifier.routes")
 	}
 	return nil
 }

@@ -85,7 +85,7 @@ func TestDev(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := readKeyFile(c.Notifier.APIKeyFile)
+	key, err := readKeyFile(c.Notifier.Routes[0].APIKeyFiles[0])
 	if err != nil {
 		t.Fatal(err)
 	}

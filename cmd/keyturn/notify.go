@@ -86,18 +86,22 @@ func (n *notify) listen(ctx context.Context) (*webhook.Source, error) {
 		return nil, nil
 	}
 	var routes []webhook.Route
-	for _, r := range c.routes() {
+	for _, r := range c.Routes {
 		route, err := r.route(n.ways.audits, n.p.log)
 		if err != nil {
 			return nil, fmt.Errorf("notifier route %s: %w", r.Path, err)
 		}
 		routes = append(routes, route)
 	}
-	return webhook.Listen(ctx, webhook.Options{
+	src, err := webhook.Listen(ctx, webhook.Options{
 		Addr: c.Listen, CertFile: c.CertFile, KeyFile: c.KeyFile, Routes: routes, Logger: n.p.log,
 		Ready:   n.p.bus.Ready,
 		Observe: func(r webhook.Rejection) { n.metrics.Rejected(r.Source, string(r.Reason)) },
 	})
+	if err != nil {
+		return nil, fmt.Errorf("notifier.listen, cert_file and key_file: %w", err)
+	}
+	return src, nil
 }
 
 // parts is what runs, by what it is called in errors.

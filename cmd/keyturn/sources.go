@@ -58,7 +58,11 @@ func measure(m *telemetry.Metrics, name string, src notifier.Source) {
 		})
 		m.SourceGauge(name, "in_flight", "Messages that are pulled and not settled yet.", func() float64 { return float64(src.Stats().InFlight) })
 	case *vaultaudit.Source:
-		m.SourceGauge(name, "spool_bytes", "Audit entries on disk that are not published yet, in bytes.", func() float64 { return float64(src.Stats().Bytes) })
+		m.SourceGauge(name, "spool_disk_bytes", "Size of the spool on disk, with what is done of a file that is still used.", func() float64 { return float64(src.Stats().Bytes) })
+		m.SourceGauge(name, "spool_waiting", "Audit entries that this process has stored or read and not published yet.", func() float64 {
+			st := src.Stats()
+			return float64(st.Waiting) + float64(st.Taken)
+		})
 	}
 }
 

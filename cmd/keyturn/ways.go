@@ -44,7 +44,7 @@ func (g *gcpConfig) decoder() pubsub.Decoder {
 // name.
 func (c *config) decoders() map[string]notifier.Decoder {
 	out := map[string]notifier.Decoder{}
-	for _, r := range c.Notifier.routes() {
+	for _, r := range c.Notifier.Routes {
 		switch r.Kind {
 		case wayEventBridge, waySNS:
 			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }

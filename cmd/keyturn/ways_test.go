@@ -47,9 +47,8 @@ func TestWaysIn(t *testing.T) {
     - {kind: sqs, queue_url: "https://sqs.eu-west-1.amazonaws.com/1/q"}
     - {kind: pubsub, name: pull, subscription: projects/p/subscriptions/s}
 `, ""},
-		"old and short":    {head + "  api_key_file: DIR/key\n", ""},
 		"unknown kind":     {head + "  routes: [{kind: carrier-pigeon, api_key_files: [DIR/key]}]\n", "expected one of eventbridge"},
-		"unknown source":   {head + "  api_key_file: DIR/key\n  sources: [{kind: eventbridge}]\n", "expected one of sqs"},
+		"unknown source":   {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\n  sources: [{kind: eventbridge}]\n", "expected one of sqs"},
 		"open to anybody":  {head + "  routes: [{kind: eventbridge}]\n", "nothing says who may send"},
 		"sns needs topics": {head + "  routes: [{kind: sns}]\n", "expected topics"},
 		"sns with a key":   {head + "  routes: [{kind: sns, topics: [x], api_key_files: [DIR/key]}]\n", "are signed"},
@@ -60,12 +59,12 @@ func TestWaysIn(t *testing.T) {
 		"bad name":         {head + "  routes: [{kind: sns, name: Big.Name, topics: [x]}]\n", "lower-case"},
 		"no port":          {"nats: {url: x}\nnotifier: {routes: [{kind: sns, topics: [x]}]}\n", "notifier.listen is missing"},
 		"nothing there":    {head, "nothing is served there"},
-		"no queue":         {head + "  api_key_file: DIR/key\n  sources: [{kind: sqs}]\n", "queue_url is missing"},
-		"no spool":         {head + "  api_key_file: DIR/key\n  sources: [{kind: vaultaudit, cluster: c}]\n", "spool is missing"},
-		"one spool twice":  {head + "  api_key_file: DIR/key\n  sources: [{kind: vaultaudit, cluster: c, spool: DIR/a}, {kind: vaultaudit, name: b, cluster: c, spool: DIR/b}]\n", "has a source of kind vaultaudit already"},
+		"no queue":         {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\n  sources: [{kind: sqs}]\n", "queue_url is missing"},
+		"no spool":         {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\n  sources: [{kind: vaultaudit, cluster: c}]\n", "spool is missing"},
+		"one spool twice":  {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\n  sources: [{kind: vaultaudit, cluster: c, spool: DIR/a}, {kind: vaultaudit, name: b, cluster: c, spool: DIR/b}]\n", "has a source of kind vaultaudit already"},
 		"no such cluster":  {head + "  routes: [{kind: vaultaudit, cluster: c, api_key_files: [DIR/key]}]\n", "expected a source of kind vaultaudit"},
-		"misspelt":         {head + "  api_key_file: DIR/key\n  sources: [{kind: sqs, queue: x}]\n", "queue"},
-		"bad rule":         {head + "  api_key_file: DIR/key\ntenants: {rules: [{tenant: acme, provider: acme}]}\n", "tenants.rules"},
+		"misspelt":         {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\n  sources: [{kind: sqs, queue: x}]\n", "queue"},
+		"bad rule":         {head + "  routes: [{kind: eventbridge, api_key_files: [DIR/key]}]\ntenants: {rules: [{tenant: acme, provider: acme}]}\n", "tenants.rules"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, err := loadConfig(writeConfig(t, c.text))
@@ -73,7 +72,7 @@ func TestWaysIn(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for _, r := range cfg.Notifier.routes() {
+				for _, r := range cfg.Notifier.Routes {
 					if r.Kind == wayVaultAudit {
 						continue // its source is opened first
 					}

@@ -41,6 +41,7 @@ type ports struct {
 	NATS     int `json:"nats"`
 	Issuer   int `json:"issuer"`
 	Postgres int `json:"postgres"`
+	Metrics  int `json:"metrics"`
 }
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
@@ -120,14 +121,21 @@ func (w *world) loadPorts(ctx context.Context) error {
 		if err := json.Unmarshal(b, &w.ports); err != nil || w.ports.NATS == 0 || w.ports.Issuer == 0 || w.ports.Postgres == 0 {
 			return fault.Newf(fault.Invalid, "state directory", "%s is damaged; delete the directory to start anew", w.path("ports.json"))
 		}
-		return nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read ports: %w", err)
 	}
-	for _, p := range []*int{&w.ports.NATS, &w.ports.Issuer, &w.ports.Postgres} {
+	missing := false
+	for _, p := range []*int{&w.ports.NATS, &w.ports.Issuer, &w.ports.Postgres, &w.ports.Metrics} {
+		if *p != 0 {
+			continue
+		}
+		missing = true
 		if *p, err = freePort(ctx); err != nil {
 			return err
 		}
+	}
+	if !missing {
+		return nil
 	}
 	if b, err = json.Marshal(w.ports); err != nil {
 		return err
@@ -213,7 +221,10 @@ func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 		"name":     "dev",
 		"nats":     map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password"), "group_commit": true},
 		"store":    map[string]any{"bucket": "keyturn", "key_file": w.path("seal.key")},
-		"notifier": map[string]any{"listen": listen, "api_key_file": w.path("webhook.key"), "tenant": "default"},
+		"notifier": map[string]any{
+			"listen": listen, "metrics": fmt.Sprintf("127.0.0.1:%d", w.ports.Metrics), "tenant": "default",
+			"routes": []map[string]any{{"kind": wayEventBridge, "api_key_files": []string{w.path("webhook.key")}}},
+		},
 		"secrets":  list,
 	})
 	if err != nil {
@@ -278,12 +289,13 @@ func (w *world) banner(addr string) string {
 	_, _ = fmt.Fprintf(&b, `
 Post what EventBridge would send, from another terminal:
   curl -sS -i -H "X-Api-Key: $(cat %[1]s)" -H 'Content-Type: application/json' --data @%[2]s http://%[3]s/v1/eventbridge
+Measure: curl -sS http://127.0.0.1:%[6]d/metrics
 Watch the events, ask for the state, rotate now:
   build/keyturn%[4]s watch
   build/keyturn%[4]s status
   build/keyturn%[4]s rotate %[5]s
 Ctrl-C stops in order. kill -9 is fine too: the next start finishes what was under way.
-`, w.shown("webhook.key"), w.shown("label-updated.json"), addr, conf, refAcmeLLM)
+`, w.shown("webhook.key"), w.shown("label-updated.json"), addr, conf, refAcmeLLM, w.ports.Metrics)
 	return b.String()
 }
 
