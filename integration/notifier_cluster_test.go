@@ -228,6 +228,5 @@ func TestClusterPartition(t *testing.T) {
 		})
 		t.Logf("healed after %s", time.Since(at).Round(time.Millisecond))
 	}
-	whole(t, js)
 	finish(t, c, f, l, js)
 }
