@@ -136,7 +136,7 @@ func (c change) inHouse(t testing.TB) (string, []events.Event) {
 		"time": c.at.UTC().Format(time.RFC3339Nano),
 		"data": map[string]any{"ref": "nats://ldap/" + c.name(), "version": strconv.Itoa(c.version)},
 	})
-	es, err := cloudevents.Decode([]byte(body), time.Now())
+	es, err := cloudevents.Decode([]byte(body))
 	return body, decoded(t, es, err)
 }
 

@@ -216,14 +216,14 @@ const poison = `{"source": "aws.secretsmanager", "detail-type"`
 // notices posts what must not become a second event, and what is none.
 func (s *story) notices() {
 	t, version := s.t, rotators.NewToken()
-	// What the rotator has announced on the bus comes by EventBridge too.
-	v := get(t, s.store, s.orders, secrets.Current)
-	e := events.New(events.VersionActivated, s.orders, time.Now(), v.ID)
-	e.Data.Version = v.ID
+	// What a rotator has announced over EventBridge the service tells too.
+	payments := ref.Ref{Provider: ref.AWS, Scope: "111122223333/eu-west-1", Name: "prod/agents/payments"}
+	e := events.New(events.VersionActivated, payments, time.Now(), version)
+	e.Data.Version = version
 	source, detailType, detail, err := eventbridge.Entry(e)
 	must(t, err)
-	announced := `{"version":"0","id":"` + rotators.NewToken() + `","source":"` + source + `","detail-type":"` + detailType + `","detail":` + string(detail) + `}`
-	for _, body := range []string{labelUpdated("1111", version), labelUpdated("1111", version), labelUpdated("2222", version), announced, announced, poison, poison} {
+	announced := `{"version":"0","id":"` + rotators.NewToken() + `","account":"111122223333","source":"` + source + `","detail-type":"` + detailType + `","detail":` + string(detail) + `}`
+	for _, body := range []string{announced, labelUpdated("1111", version), labelUpdated("1111", version), labelUpdated("2222", version), announced, poison, poison} {
 		if code := s.hook.post(t, body); code != 200 {
 			t.Errorf("a notice was answered %d; want 200", code)
 		}

@@ -57,27 +57,27 @@ func connect(c natsConfig, name string, log *slog.Logger) (*nats.Conn, error) {
 }
 
 // auth is how the server knows us, or nil.
-func (c natsConfig) auth() (nats.Option, error) {
+func (n natsConfig) auth() (nats.Option, error) {
 	var out []nats.Option
-	if c.CredsFile != "" {
-		if _, err := readKeyFile(c.CredsFile); err != nil {
+	if n.CredsFile != "" {
+		if _, err := readKeyFile(n.CredsFile); err != nil {
 			return nil, fmt.Errorf("nats.creds_file: %w", err)
 		}
-		out = append(out, nats.UserCredentials(c.CredsFile))
+		out = append(out, nats.UserCredentials(n.CredsFile))
 	}
-	if c.NKeyFile != "" {
-		if _, err := readKeyFile(c.NKeyFile); err != nil {
+	if n.NKeyFile != "" {
+		if _, err := readKeyFile(n.NKeyFile); err != nil {
 			return nil, fmt.Errorf("nats.nkey_file: %w", err)
 		}
-		seed, err := nats.NkeyOptionFromSeed(c.NKeyFile)
+		seed, err := nats.NkeyOptionFromSeed(n.NKeyFile)
 		if err != nil { // its text could quote the seed
-			return nil, fault.Newf(fault.Invalid, "config", "nats.nkey_file: %s holds no nkey seed; expected a file that keyturn tenants creds has written", c.NKeyFile)
+			return nil, fault.Newf(fault.Invalid, "config", "nats.nkey_file: %s holds no nkey seed; expected a file that keyturn tenants creds has written", n.NKeyFile)
 		}
 		out = append(out, seed)
 	}
-	if c.PasswordFile != "" {
-		user := c.User
-		password, err := readKeyFile(c.PasswordFile)
+	if n.PasswordFile != "" {
+		user := n.User
+		password, err := readKeyFile(n.PasswordFile)
 		if err != nil {
 			return nil, fmt.Errorf("nats.password_file: %w", err)
 		}
@@ -88,7 +88,7 @@ func (c natsConfig) auth() (nats.Option, error) {
 			}
 		}
 		out = append(out, nats.UserInfo(user, password))
-	} else if c.User != "" {
+	} else if n.User != "" {
 		return nil, fault.Newf(fault.Invalid, "config", "nats.user is set and nats.password_file is missing")
 	}
 	switch len(out) {

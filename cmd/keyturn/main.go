@@ -100,7 +100,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return 130
 		}
 		if c.LogFormat == "json" {
-			e.log.Error("keyturn failed", "err", err.Error())
+			e.log.ErrorContext(ctx, "keyturn failed", "err", err.Error())
 		} else {
 			_, _ = fmt.Fprintln(stderr, "keyturn:", err)
 		}

@@ -25,7 +25,7 @@ func (g *gcpConfig) decodeAny(from, cluster string, body []byte, now time.Time) 
 	case "vault":
 		return vault.Decoder{Cluster: cluster}.Decode(body, now)
 	case "cloudevents":
-		return cloudevents.Decode(body, now)
+		return cloudevents.Decode(body)
 	default:
 		return eventbridge.DecodeAny(body, now)
 	}
@@ -57,7 +57,7 @@ func (c *config) decoders() map[string]notifier.Decoder {
 			}
 		case wayCloudEvents:
 			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) {
-				return cloudevents.DecodeHTTP(header(d), d.Body, d.Received)
+				return cloudevents.DecodeHTTP(header(d), d.Body)
 			}
 		}
 	}

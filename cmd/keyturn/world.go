@@ -218,14 +218,14 @@ func (w *world) writeConfig(ctx context.Context, c *devCmd) error {
 		list = append(list, secret(refGlobLLM, "globex", rotatorAPIKey, map[string]any{"apikey": w.issuer.config("globex")}))
 	}
 	b, err := yaml.Marshal(map[string]any{
-		"name":     "dev",
-		"nats":     map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password"), "group_commit": true},
-		"store":    map[string]any{"bucket": "keyturn", "key_file": w.path("seal.key")},
+		"name":  "dev",
+		"nats":  map[string]any{"url": fmt.Sprintf("nats://127.0.0.1:%d", w.ports.NATS), "user": natsUser, "password_file": w.path("nats.password"), "group_commit": true},
+		"store": map[string]any{"bucket": "keyturn", "key_file": w.path("seal.key")},
 		"notifier": map[string]any{
 			"listen": listen, "metrics": fmt.Sprintf("127.0.0.1:%d", w.ports.Metrics), "tenant": "default",
 			"routes": []map[string]any{{"kind": wayEventBridge, "api_key_files": []string{w.path("webhook.key")}}},
 		},
-		"secrets":  list,
+		"secrets": list,
 	})
 	if err != nil {
 		return err

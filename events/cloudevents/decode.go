@@ -25,7 +25,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"regexp"
-	"time"
+	"strings"
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
@@ -40,35 +40,35 @@ const (
 )
 
 // Decode turns the JSON of one event in structured mode, or of a batch, into
-// events. received stands in for the time of an event that has none. An event
-// of a type that is not Keyturn's, or newer than this table, gives no events
-// and no error; so does the sibling in which a rotation keeps its pending
-// version.
+// events. The time is required, which CloudEvents leaves optional: it tells
+// news from what is older. An event of a type that is not Keyturn's gives no
+// events and no error; so does the sibling in which a rotation keeps its
+// pending version.
 //
 // An error is always of kind Invalid, and says what was expected and where,
 // without quoting the body. Of a batch the good members are returned beside
 // the error about the others.
-func Decode(body []byte, received time.Time) ([]events.Event, error) {
+func Decode(body []byte) ([]events.Event, error) {
 	members, array, err := notice.Members(body, opDecode, expected)
 	if err != nil {
 		return nil, err
 	}
 	if !array {
-		return decodeStructured(body, received)
+		return decodeStructured(body)
 	}
 	var b notice.Batch
 	for _, raw := range members {
-		b.Add(decodeStructured(raw, received))
+		b.Add(decodeStructured(raw))
 	}
 	return b.Result(opDecode)
 }
 
-func decodeStructured(raw []byte, received time.Time) ([]events.Event, error) {
+func decodeStructured(raw []byte) ([]events.Event, error) {
 	env, err := notice.Parse(raw, opDecode, expected)
 	if err != nil {
 		return nil, err
 	}
-	e := event{attribute: env.Text, received: received}
+	e := event{attribute: env.Text}
 	switch {
 	case env.Has("data"):
 		e.data = env["data"]
@@ -84,7 +84,6 @@ func decodeStructured(raw []byte, received time.Time) ([]events.Event, error) {
 type event struct {
 	attribute func(name string) string
 	data      json.RawMessage
-	received  time.Time
 }
 
 // once says what can happen to a version only once, so that the version names
@@ -106,14 +105,16 @@ func (e event) decode() ([]events.Event, error) {
 		}
 	}
 	if !typ.Valid() {
+		if strings.HasPrefix(string(typ), "dev.keyturn.") {
+			// Misspelt, or of a newer version: either way somebody means us.
+			return nil, fault.Newf(fault.Invalid, opDecode, "the type begins with dev.keyturn. and is none of them; expected one of events.Types, such as %s", events.VersionActivated)
+		}
 		return nil, nil
 	}
-	at := e.received.UTC()
-	if s := e.attribute("time"); s != "" {
-		var ok bool
-		if at, ok = notice.Time(s); !ok {
-			return nil, fault.Newf(fault.Invalid, opDecode, "the attribute time is no time that can be used; expected RFC 3339, between the years 1 and 9998")
-		}
+	// Events of a secret are told apart from older ones by it.
+	at, ok := notice.Time(e.attribute("time"))
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, opDecode, "the attribute time is missing or no time that can be used; expected when it happened, in RFC 3339, between the years 1 and 9998")
 	}
 	if !isJSON(e.attribute("datacontenttype")) {
 		return nil, fault.Newf(fault.Invalid, opDecode, "the attribute datacontenttype is of another format; expected application/json")

@@ -101,7 +101,7 @@ func notices() map[string][]byte {
 	return out
 }
 
-func decode(body []byte) ([]events.Event, error) { return Decode(body, received) }
+func decode(body []byte) ([]events.Event, error) { return Decode(body) }
 
 func TestDecode(t *testing.T) {
 	want := map[string]string{
@@ -110,7 +110,7 @@ func TestDecode(t *testing.T) {
 		"activated/number":          "version.activated gcp://p/s 7",
 		"activated/null version":    "version.activated aws://111122223333/eu-west-1/prod/agents/payments ",
 		"activated/base64":          "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version,
-		"activated/no time":         "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version,
+		"activated/no time":         "error",
 		"activated/no content type": "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version,
 		"activated/json type":       "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version,
 		"activated/azure":           "version.activated azure://kv-agents/stripe ab",
@@ -119,7 +119,7 @@ func TestDecode(t *testing.T) {
 		"failed":                    "rotation.failed aws://111122223333/eu-west-1/prod/agents/payments " + version,
 		"failed/free reason":        "rotation.failed aws://111122223333/eu-west-1/prod/agents/payments ",
 		"changed":                   "secret.changed aws://111122223333/eu-west-1/prod/agents/payments ",
-		"sibling":                   "", "other/type": "", "other/newer": "", "other/new verb": "", "other/no data": "", "batch/empty": "",
+		"sibling":                   "", "other/type": "", "other/newer": "error", "other/new verb": "error", "other/no data": "", "batch/empty": "",
 		"batch":         "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version + ";version.disabled aws://111122223333/eu-west-1/prod/agents/payments " + version,
 		"batch/one bad": "version.activated aws://111122223333/eu-west-1/prod/agents/payments " + version + ";error",
 	}
@@ -239,23 +239,23 @@ func TestEveryMode(t *testing.T) {
 			}
 		}
 		for _, ct := range []string{"application/cloudevents+json", "Application/CloudEvents-Batch+JSON; charset=utf-8", "application/json", ""} {
-			got, err := DecodeHTTP(typed(ct), body, received)
+			got, err := DecodeHTTP(typed(ct), body)
 			same(ct, got, err)
 		}
 		if json.Valid(body) && body[0] == '{' && strings.Contains(string(body), `"specversion":"1.0"`) && !strings.Contains(string(body), "data_base64") {
 			h, data := binary(t, body)
-			got, err := DecodeHTTP(h.Get, data, received)
+			got, err := DecodeHTTP(h.Get, data)
 			same("binary mode", got, err)
 		}
 	}
 	body := notices()["activated"]
-	if es, err := DecodeHTTP(typed("application/cloudevents+avro"), body, received); !fault.Is(err, fault.Invalid) || len(es) != 0 {
+	if es, err := DecodeHTTP(typed("application/cloudevents+avro"), body); !fault.Is(err, fault.Invalid) || len(es) != 0 {
 		t.Errorf("avro: %v, %v", es, err)
 	}
 	t.Run("trap 44: the content type decides the mode, not a header beside it", func(t *testing.T) {
 		h, _ := binary(t, notices()["changed"])
 		h.Set("Content-Type", "application/cloudevents+json; charset=utf-8")
-		es, err := DecodeHTTP(h.Get, body, received)
+		es, err := DecodeHTTP(h.Get, body)
 		if err != nil || len(es) != 1 || es[0].Type != events.VersionActivated {
 			t.Errorf("%+v, %v", es, err)
 		}
@@ -265,7 +265,7 @@ func TestEveryMode(t *testing.T) {
 		for k := range h {
 			low[strings.ToLower(k)] = h.Get(k)
 		}
-		es, err = DecodeHTTP(func(name string) string { return low[name] }, data, received)
+		es, err = DecodeHTTP(func(name string) string { return low[name] }, data)
 		if err != nil || len(es) != 1 || es[0].Type != events.VersionActivated {
 			t.Errorf("%+v, %v", es, err)
 		}
@@ -275,7 +275,7 @@ func TestEveryMode(t *testing.T) {
 		for _, source := range []string{"/rotators/l%C3%BCdap%20x", `"/rotators/lüdap x"`} {
 			h, data := binary(t, notices()["changed"])
 			h.Set("ce-source", source)
-			es, err := DecodeHTTP(h.Get, data, received)
+			es, err := DecodeHTTP(h.Get, data)
 			if err != nil || len(es) != 1 {
 				t.Fatalf("%s: %v", source, err)
 			}
@@ -287,7 +287,7 @@ func TestEveryMode(t *testing.T) {
 		for _, source := range []string{"%", "%zz", "%FF"} {
 			h, data := binary(t, notices()["changed"])
 			h.Set("ce-source", source)
-			if _, err := DecodeHTTP(h.Get, data, received); !fault.Is(err, fault.Invalid) {
+			if _, err := DecodeHTTP(h.Get, data); !fault.Is(err, fault.Invalid) {
 				t.Errorf("%s: %v", source, err)
 			}
 		}
@@ -320,9 +320,9 @@ func TestOneChangeIsOneID(t *testing.T) {
 		body = strings.Replace(body, `"42"`, `"`+rapid.StringMatching(`[!#-\[\]-~]{1,40}`).Draw(rt, "id")+`"`, 1)
 		h, data := binary(rt, []byte(body))
 		for mode, decode := range map[string]func() ([]events.Event, error){
-			"structured": func() ([]events.Event, error) { return Decode([]byte(body), received) },
-			"batch":      func() ([]events.Event, error) { return Decode([]byte("["+body+"]"), received) },
-			"binary":     func() ([]events.Event, error) { return DecodeHTTP(h.Get, data, received) },
+			"structured": func() ([]events.Event, error) { return Decode([]byte(body)) },
+			"batch":      func() ([]events.Event, error) { return Decode([]byte("[" + body + "]")) },
+			"binary":     func() ([]events.Event, error) { return DecodeHTTP(h.Get, data) },
 		} {
 			es, err := decode()
 			noticetest.Sound(rt, es, err, fault.Invalid)
@@ -355,7 +355,7 @@ func FuzzDecodeHTTP(f *testing.F) {
 	words := noticetest.Vocabulary(f)
 	f.Fuzz(func(t *testing.T, contentType, specversion, id, source, typ, at string, body []byte) {
 		headers := map[string]string{"content-type": contentType, "ce-specversion": specversion, "ce-id": id, "ce-source": source, "ce-type": typ, "ce-time": at}
-		es, err := DecodeHTTP(func(name string) string { return headers[name] }, body, received)
+		es, err := DecodeHTTP(func(name string) string { return headers[name] }, body)
 		noticetest.Sound(t, es, err, fault.Invalid)
 		words.NoEcho(t, slices.Concat([]byte(contentType+specversion+id+source+typ+at), body), err)
 	})
@@ -365,7 +365,7 @@ func TestDecodeIsTotal(t *testing.T) {
 	noticetest.Total(t, notices(), decode, fault.Invalid)
 	noticetest.Total(t, map[string][]byte{"data": []byte("{" + full + "}")}, func(data []byte) ([]events.Event, error) {
 		h, _ := binary(t, notices()["activated"])
-		return DecodeHTTP(h.Get, data, received)
+		return DecodeHTTP(h.Get, data)
 	}, fault.Invalid)
 }
 
@@ -385,7 +385,7 @@ func BenchmarkDecode(b *testing.B) {
 	h, data := binary(b, body)
 	for name, decode := range map[string]func() ([]events.Event, error){
 		"structured": func() ([]events.Event, error) { return decode(body) },
-		"binary":     func() ([]events.Event, error) { return DecodeHTTP(h.Get, data, received) },
+		"binary":     func() ([]events.Event, error) { return DecodeHTTP(h.Get, data) },
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

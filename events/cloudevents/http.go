@@ -3,7 +3,6 @@ package cloudevents
 import (
 	"net/url"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/keyturn/keyturn/events"
@@ -20,18 +19,18 @@ import (
 // header returns a request's header by name, as http.Header.Get does; it is
 // asked for names in lower case.
 // https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
-func DecodeHTTP(header func(string) string, body []byte, received time.Time) ([]events.Event, error) {
+func DecodeHTTP(header func(string) string, body []byte) ([]events.Event, error) {
 	contentType := strings.ToLower(header("content-type"))
 	if strings.HasPrefix(contentType, "application/cloudevents") {
 		if !isJSON(contentType) {
 			return nil, fault.Newf(fault.Invalid, opDecode, "the event is in another format than JSON; expected application/cloudevents+json or application/cloudevents-batch+json")
 		}
-		return Decode(body, received)
+		return Decode(body)
 	}
 	if header("ce-specversion") == "" {
-		return Decode(body, received)
+		return Decode(body)
 	}
-	e := event{data: body, received: received, attribute: func(name string) string {
+	e := event{data: body, attribute: func(name string) string {
 		if name == "datacontenttype" {
 			return contentType // the binding maps the one to the other
 		}

@@ -54,6 +54,12 @@ func (m *message) announcement(detailType string) ([]events.Event, error) {
 	if err := check(opDecode, e); err != nil {
 		return nil, err
 	}
+	// The envelope's account is EventBridge's own word, the detail only the
+	// sender's: an account that may put events on our bus announces its own
+	// secrets and no others.
+	if account := m.envelope.Text("account"); e.Data.Ref.Provider != ref.AWS || e.Data.Ref.ScopePart(0) != account {
+		return nil, fault.Newf(fault.Invalid, opDecode, "the announcement is about a secret of another account than the one that sent it; expected an AWS secret of the envelope's account")
+	}
 	return []events.Event{e}, nil
 }
 

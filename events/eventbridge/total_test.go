@@ -66,7 +66,9 @@ func TestDecodeAnyIsTotal(t *testing.T) {
 	noticetest.Total(t, wrapped, decodeAny, fault.Invalid)
 	noticetest.Total(t, all, func(body []byte) ([]events.Event, error) { return decodeAny([]byte(inSQSAnswer(inSNS(string(body))))) }, fault.Invalid)
 	noticetest.NeverEchoes(t, wrapped, decodeAny, isIdentity, 300)
-	maps.DeleteFunc(all, func(name string, _ []byte) bool { return !strings.HasPrefix(name, "file/") || strings.Contains(name, "-delete") })
+	maps.DeleteFunc(all, func(name string, _ []byte) bool {
+		return !strings.HasPrefix(name, "file/") || strings.Contains(name, "-delete")
+	})
 	noticetest.NeverEchoes(t, all, func(body []byte) ([]events.Event, error) { return decodeAny([]byte(inSQSRecord(string(body)))) }, isIdentity, 1000)
 }
 

@@ -24,7 +24,7 @@ func (rt *route) acceptable(r *http.Request) *refusal {
 	}
 	if rt.profile.media != nil {
 		if mt, ok := mediaType(r.Header); !ok || !rt.profile.media(mt) {
-			return refuse(http.StatusUnsupportedMediaType, MediaType, "expected another Content-Type, in UTF-8")
+			return refuse(http.StatusUnsupportedMediaType, MediaType, "expected Content-Type application/json or another that ends in +json (for SNS text/plain), in UTF-8")
 		}
 	}
 	if r.ContentLength > rt.MaxBody {

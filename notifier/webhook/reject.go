@@ -78,7 +78,8 @@ func (rt *route) turnAway(w http.ResponseWriter, r *http.Request, f *refusal, kn
 	rt.s.o.Observe(Rejection{Source: rt.Name, Reason: f.reason, Status: f.status})
 	if f.status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", retryAfter)
-	} else {
+	}
+	if f.status != http.StatusServiceUnavailable || f.reason == Overload {
 		w.Header().Set("Connection", "close") // and do not read the body to save it
 	}
 	switch f.status {
