@@ -68,6 +68,10 @@ func (a *runtimeAPI) next(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-r.Context().Done():
 	case i := <-a.todo:
+		if r.Context().Err() != nil { // the poll of a process that was killed
+			go func() { a.todo <- i }()
+			return
+		}
 		w.Header().Set("Lambda-Runtime-Aws-Request-Id", i.id)
 		w.Header().Set("Lambda-Runtime-Deadline-Ms", strconv.FormatInt(i.deadline.UnixMilli(), 10))
 		w.Header().Set("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:111122223333:function:keyturn-rotate")

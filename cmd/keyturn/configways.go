@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,9 @@ type notifierConfig struct {
 	// Tenant is that of secrets that are not listed and that no rule matches,
 	// where there are no rules.
 	Tenant string `koanf:"tenant"`
+	// LameDuck is how long the routes serve on after SIGTERM while /readyz fails:
+	// 3 s by default, and nothing where only this machine can reach them.
+	LameDuck *time.Duration `koanf:"lame_duck"`
 	// RedactDeadLetters keeps the shape of a notice that cannot be handed on,
 	// instead of the notice.
 	RedactDeadLetters bool `koanf:"redact_deadletters"`
@@ -136,6 +140,18 @@ type sourceConfig struct {
 	RefuseWhenFull bool `koanf:"refuse_when_full"`
 
 	MaxInFlight int `koanf:"max_in_flight"`
+}
+
+// lameDuck is the configured time or its default.
+func (n *notifierConfig) lameDuck() time.Duration {
+	if n.LameDuck != nil {
+		return *n.LameDuck
+	}
+	host, _, err := net.SplitHostPort(n.Listen)
+	if ip := net.ParseIP(host); err == nil && (host == "localhost" || ip != nil && ip.IsLoopback()) {
+		return 0
+	}
+	return 3 * time.Second
 }
 
 // check completes names and paths, and refuses what cannot work.

@@ -95,7 +95,7 @@ func (n *notify) listen(ctx context.Context) (*webhook.Source, error) {
 	}
 	src, err := webhook.Listen(ctx, webhook.Options{
 		Addr: c.Listen, CertFile: c.CertFile, KeyFile: c.KeyFile, Routes: routes, Logger: n.p.log,
-		Ready:   n.p.bus.Ready,
+		Ready: n.p.bus.Ready, LameDuck: c.lameDuck(),
 		Observe: func(r webhook.Rejection) { n.metrics.Rejected(r.Source, string(r.Reason)) },
 	})
 	if err != nil {

@@ -49,7 +49,7 @@ func (c *config) decoders() map[string]notifier.Decoder {
 		case wayEventBridge, waySNS:
 			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }
 		case wayEventGrid:
-			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.Decode(d.Body, d.Received) }
+			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.DecodeAny(d.Body, d.Received) }
 		case wayPubSub:
 			dec := c.GCP.decoder()
 			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) {
@@ -66,7 +66,7 @@ func (c *config) decoders() map[string]notifier.Decoder {
 		case waySQS:
 			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }
 		case wayEventGrid:
-			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.Decode(d.Body, d.Received) }
+			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.DecodeAny(d.Body, d.Received) }
 		case wayPubSub:
 			dec := c.GCP.decoder()
 			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) {

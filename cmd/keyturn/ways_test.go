@@ -296,3 +296,15 @@ func TestReplayAsksForTags(t *testing.T) {
 		t.Errorf("exit %d: %s%s", code, out, errs)
 	}
 }
+
+func TestLameDuck(t *testing.T) {
+	for listen, want := range map[string]time.Duration{"127.0.0.1:8080": 0, "[::1]:8080": 0, "localhost:0": 0, "0.0.0.0:8443": 3 * time.Second, ":8443": 3 * time.Second, "10.0.0.1:1": 3 * time.Second} {
+		if got := (&notifierConfig{Listen: listen}).lameDuck(); got != want {
+			t.Errorf("%s: %s; expected %s", listen, got, want)
+		}
+	}
+	cfg, err := loadConfig(writeConfig(t, "nats: {url: x}\nnotifier: {listen: '127.0.0.1:0', lame_duck: 250ms, routes: [{kind: eventbridge, api_key_files: [DIR/key]}]}\n"))
+	if err != nil || cfg.Notifier.lameDuck() != 250*time.Millisecond {
+		t.Errorf("%v", err)
+	}
+}

@@ -97,6 +97,10 @@ type Options struct {
 	// it and CertFile the source speaks plain HTTP, which is for a proxy that
 	// terminates TLS in front of it.
 	TLS *tls.Config
+	// LameDuck is how long requests are still served after the end of the context
+	// of Run, while /readyz fails already, so that a load balancer can look
+	// elsewhere before the port closes. None by default.
+	LameDuck time.Duration
 	// Drain bounds how long requests in flight may go on after the end of the
 	// context of Run. The longest Timeout and one second more by default.
 	Drain time.Duration
@@ -117,7 +121,7 @@ func bad(format string, args ...any) error { return fault.Newf(fault.Invalid, op
 
 // withDefaults returns o complete, or an error of kind Invalid.
 func (o Options) withDefaults() (Options, error) {
-	if o.MaxInFlight < 0 || o.MaxBytes < 0 || o.Drain < 0 {
+	if o.MaxInFlight < 0 || o.MaxBytes < 0 || o.Drain < 0 || o.LameDuck < 0 {
 		return o, bad("a bound is negative; expected positive ones, or 0 for the default")
 	}
 	if (o.CertFile == "") != (o.KeyFile == "") {

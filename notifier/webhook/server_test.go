@@ -282,3 +282,25 @@ func TestCertificateIsRenewed(t *testing.T) {
 		t.Errorf("serial %d after the renewal; expected 2", got)
 	}
 }
+
+// TestLameDuck: after the end was asked for, a load balancer hears that it
+// should look elsewhere while posts are still taken.
+func TestLameDuck(t *testing.T) {
+	b := newBus()
+	r := serve(t, Options{LameDuck: time.Minute}, notifier.New(b, b, nil).Handler(decode))
+	if code := r.get("/readyz"); code != 200 {
+		t.Fatalf("ready: %d", code)
+	}
+	r.stop()
+	testenv.Eventually(t, 10*time.Second, "/readyz to fail", func() bool { return r.get("/readyz") == http.StatusServiceUnavailable })
+	if code, _, _, err := r.try(moved(1), nil); code != 200 || err != nil {
+		t.Errorf("a post within the lame-duck time: %d, %v; expected 200", code, err)
+	}
+	_ = r.Close() // a port that is gone ends it
+	select {
+	case <-r.ended:
+		r.ended <- nil
+	case <-time.After(20 * time.Second):
+		t.Error("Run waits for a port that is gone")
+	}
+}

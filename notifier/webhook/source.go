@@ -92,8 +92,8 @@ func (s *Source) InFlight() (requests int, bytes int64) {
 // Close gives the port back if Run was never called.
 func (s *Source) Close() error { return s.ln.Close() }
 
-// Run serves until ctx is done. Then /readyz fails, no connection is taken any
-// more, and requests in flight go on for at most the drain time before they are
+// Run serves until ctx is done. Then /readyz fails; after the lame-duck time no
+// connection is taken any more, and requests in flight go on for at most the drain time before they are
 // cut off; their senders repeat them. It returns nil after ctx is done, else the
 // error that ended the server.
 func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
@@ -141,6 +141,9 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 	}
 
 	inner.draining.Store(true)
+	if failed == nil {
+		lameDuck(ended, s.o.LameDuck)
+	}
 	drain, cancel := context.WithTimeout(base, s.o.Drain)
 	defer cancel()
 	if err := srv.Shutdown(drain); err != nil {
@@ -155,4 +158,15 @@ func (s *Source) Run(ctx context.Context, h notifier.Handler) error {
 		s.o.Logger.ErrorContext(ctx, "a handler does not obey its context")
 	}
 	return failed
+}
+
+// lameDuck waits for d, or until the server ended.
+func lameDuck(ended chan error, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case err := <-ended:
+		ended <- err
+	}
 }
