@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/testenv"
 	"github.com/keyturn/keyturn/notifier"
 )
@@ -298,7 +299,10 @@ func TestLameDuck(t *testing.T) {
 	}
 	_ = r.Close() // a port that is gone ends it
 	select {
-	case <-r.ended:
+	case err := <-r.ended:
+		if !fault.Is(err, fault.Unavailable) {
+			t.Errorf("%v; expected that the port is gone", err)
+		}
 		r.ended <- nil
 	case <-time.After(20 * time.Second):
 		t.Error("Run waits for a port that is gone")
