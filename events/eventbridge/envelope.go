@@ -1,7 +1,6 @@
 package eventbridge
 
 import (
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -39,43 +38,16 @@ const expectedAny = "an EventBridge event, a CloudTrail record, or SQS, SNS or L
 // https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html,
 // https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-event-reference-record-contents.html
 func DecodeAny(body []byte, received time.Time) ([]events.Event, error) {
-	w := walker{received: received}
-	w.walk(body, 0)
+	w := walker{Walker: notice.Walker{Op: opDecode, Expected: expectedAny}, received: received}
+	w.Open = w.open
+	w.Walk(body, 0)
 	return w.Result(opDecode)
 }
 
 // A walker goes into the envelopes of one delivery.
 type walker struct {
-	notice.Batch
+	notice.Walker
 	received time.Time
-}
-
-func (w *walker) walk(raw []byte, depth int) {
-	if depth > notice.MaxDepth {
-		w.Add(nil, notice.TooDeep(opDecode, expectedAny))
-		return
-	}
-	members, array, err := notice.Members(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	if array {
-		w.all(members, depth)
-		return
-	}
-	env, err := notice.Parse(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	w.open(env, depth)
-}
-
-func (w *walker) all(members []json.RawMessage, depth int) {
-	for _, raw := range members {
-		w.walk(raw, depth+1)
-	}
 }
 
 // open looks for what only one kind of envelope has. The event comes first: a
@@ -85,36 +57,27 @@ func (w *walker) open(env notice.Object, depth int) {
 	case isEvent(env):
 		w.Add(decodeEvent(env, w.received))
 	case env.Has("Records"):
-		w.list(env, "Records", depth)
+		w.List(env, "Records", depth)
 	case env.Has("Messages"):
-		w.list(env, "Messages", depth)
+		w.List(env, "Messages", depth)
 	case env.Has("Sns"):
 		w.notification(env.Object("Sns"), depth)
 	case env.Has("Type") && (env.Has("Message") || env.Has("TopicArn")):
 		w.notification(env, depth)
 	case env.Has("body") && (env.Has("MessageId") || env.Has("ReceiptHandle") || env.Text("eventSource") == "aws:sqs"):
-		w.walk([]byte(env.Text("body")), depth+1)
+		w.Walk([]byte(env.Text("body")), depth+1)
 	case env.Has("eventName") && env.Has("eventSource") && !strings.HasPrefix(env.Text("eventSource"), "aws:"):
 		w.Add(decodeRecord(env, w.received))
 	default:
-		w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the object has the members of no envelope that is known; expected %s", expectedAny))
+		w.Unknown()
 	}
-}
-
-func (w *walker) list(env notice.Object, key string, depth int) {
-	members := env.Array(key)
-	if members == nil {
-		w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the member %s is no array; expected %s", key, expectedAny))
-		return
-	}
-	w.all(members, depth)
 }
 
 // notification opens what SNS sends, by HTTP, to a queue or to a function.
 func (w *walker) notification(sns notice.Object, depth int) {
 	switch sns.Text("Type") {
 	case "Notification":
-		w.walk([]byte(sns.Text("Message")), depth+1)
+		w.Walk([]byte(sns.Text("Message")), depth+1)
 	case "SubscriptionConfirmation", "UnsubscribeConfirmation":
 		w.Add(nil, nil)
 	default:

@@ -35,47 +35,17 @@ const expectedAny = expected + ", as it is delivered, pulled, queued or dead-let
 // https://learn.microsoft.com/azure/event-grid/handler-storage-queues,
 // https://learn.microsoft.com/azure/event-grid/dead-letter-event-subscriptions-namespace-topics
 func DecodeAny(body []byte, received time.Time) ([]events.Event, error) {
-	w := walker{received: received}
-	w.walk(body, 0)
+	w := walker{Walker: notice.Walker{Op: opDecode, Expected: expectedAny}, received: received}
+	w.Open = w.open
+	w.Unwrap = unquote
+	w.Walk(body, 0)
 	return w.Result(opDecode)
 }
 
 // A walker goes into the envelopes of one delivery.
 type walker struct {
-	notice.Batch
+	notice.Walker
 	received time.Time
-}
-
-func (w *walker) walk(raw []byte, depth int) {
-	if depth > notice.MaxDepth {
-		w.Add(nil, notice.TooDeep(opDecode, expectedAny))
-		return
-	}
-	if inner, ok := unquote(raw); ok {
-		w.walk(inner, depth+1)
-		return
-	}
-	members, array, err := notice.Members(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	if array {
-		w.all(members, depth)
-		return
-	}
-	env, err := notice.Parse(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	w.open(env, depth)
-}
-
-func (w *walker) all(members []json.RawMessage, depth int) {
-	for _, raw := range members {
-		w.walk(raw, depth+1)
-	}
 }
 
 // open looks for what only one kind of envelope has. The event comes first: its
@@ -86,16 +56,12 @@ func (w *walker) open(env notice.Object, depth int) {
 	case eventType(env) != "":
 		w.Add(decodeEvent(env, w.received))
 	case env.Has("event") && (env.Has("brokerProperties") || env.Has("deadLetterProperties")):
-		w.walk(env["event"], depth+1)
+		w.Walk(env["event"], depth+1)
 	case env.Has("value"):
-		members := env.Array("value")
-		if members == nil {
-			w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the member value is no array; expected %s", expectedAny))
-		}
-		w.all(members, depth)
+		w.List(env, "value", depth)
 	case env.Has("Metadata") && len(data) == 1:
 		for _, raw := range data {
-			w.walk(raw, depth+1)
+			w.Walk(raw, depth+1)
 		}
 	default:
 		w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the object has neither eventType nor type, nor the members of an envelope that is known; expected %s", expectedAny))

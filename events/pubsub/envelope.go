@@ -1,11 +1,9 @@
 package pubsub
 
 import (
-	"encoding/json"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
-	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/notice"
 )
 
@@ -30,44 +28,17 @@ const expectedAny = "a Pub/Sub message, as it is pushed, pulled or passed on by 
 //
 // https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions/pull
 func (d Decoder) DecodeAny(body []byte, received time.Time) ([]events.Event, error) {
-	w := walker{decoder: d, received: received}
-	w.walk(body, 0)
+	w := walker{Walker: notice.Walker{Op: opDecode, Expected: expectedAny}, decoder: d, received: received}
+	w.Open = w.open
+	w.Walk(body, 0)
 	return w.Result(opDecode)
 }
 
 // A walker goes into the envelopes of one delivery.
 type walker struct {
-	notice.Batch
+	notice.Walker
 	decoder  Decoder
 	received time.Time
-}
-
-func (w *walker) walk(raw []byte, depth int) {
-	if depth > notice.MaxDepth {
-		w.Add(nil, notice.TooDeep(opDecode, expectedAny))
-		return
-	}
-	members, array, err := notice.Members(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	if array {
-		w.all(members, depth)
-		return
-	}
-	env, err := notice.Parse(raw, opDecode, expectedAny)
-	if err != nil {
-		w.Add(nil, err)
-		return
-	}
-	w.open(env, depth)
-}
-
-func (w *walker) all(members []json.RawMessage, depth int) {
-	for _, raw := range members {
-		w.walk(raw, depth+1)
-	}
 }
 
 // open looks for what only one kind of envelope has.
@@ -76,11 +47,7 @@ func (w *walker) open(env notice.Object, depth int) {
 	case env.Has("specversion"):
 		w.message(parseStructured(env))
 	case env.Has("receivedMessages"):
-		members := env.Array("receivedMessages")
-		if members == nil {
-			w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the member receivedMessages is no array; expected %s", expectedAny))
-		}
-		w.all(members, depth)
+		w.List(env, "receivedMessages", depth)
 	case env.Has("message"):
 		w.message(parseWrapped(env))
 	case env.Has("attributes"), env.Has("data") && (env.Has("messageId") || env.Has("message_id")):
@@ -90,7 +57,7 @@ func (w *walker) open(env notice.Object, depth int) {
 	case isResource(env):
 		w.Add(nil, noAttributes())
 	default:
-		w.Add(nil, fault.Newf(fault.Invalid, opDecode, "the object has the members of no envelope that is known; expected %s", expectedAny))
+		w.Unknown()
 	}
 }
 
