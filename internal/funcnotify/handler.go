@@ -1,7 +1,6 @@
 package funcnotify
 
 import (
-	"io"
 	"log/slog"
 
 	"github.com/keyturn/keyturn/notifier"
@@ -19,23 +18,4 @@ func NewHandler(env Env, bus *Bus, dec notifier.Decoder, log *slog.Logger) (noti
 		return nil, err
 	}
 	return notifier.New(bus, bus, &notifier.Options{Tenant: tenant, Logger: log, Redact: env.Redact}).Handler(dec), nil
-}
-
-// NewLogger returns a logger of one JSON object a line, with the keys and
-// levels that Cloud Logging reads, and that are as good as others elsewhere.
-// https://cloud.google.com/logging/docs/structured-logging
-func NewLogger(w io.Writer, level slog.Leveler) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		switch {
-		case len(groups) > 0:
-		case a.Key == slog.MessageKey:
-			a.Key = "message"
-		case a.Key == slog.LevelKey:
-			a.Key = "severity"
-			if l, ok := a.Value.Any().(slog.Level); ok && l == slog.LevelWarn {
-				a.Value = slog.StringValue("WARNING")
-			}
-		}
-		return a
-	}}))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/funcserve"
 	"github.com/keyturn/keyturn/notifier"
 	"github.com/keyturn/keyturn/notifier/webhook"
 )
@@ -54,10 +55,6 @@ const (
 	triggerTime = 20 * time.Second
 	// maxCalls bounds how many calls are read and handled at a time.
 	maxCalls = 32
-	// hostAnswer is what the host of Azure Functions wants to read of an
-	// invocation that succeeded.
-	// https://learn.microsoft.com/azure/azure-functions/functions-custom-handlers#response-payload
-	hostAnswer = `{"Outputs":{},"Logs":[],"ReturnValue":null}`
 )
 
 // Trigger serves the host of Azure Functions on every path: 200 with the host's
@@ -89,7 +86,7 @@ func Trigger(env Env, h notifier.Handler, log *slog.Logger) http.Handler {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, hostAnswer)
+		_, _ = io.WriteString(w, funcserve.HostAnswer)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/funcserve"
 	"github.com/keyturn/keyturn/internal/leaktest"
 	"github.com/keyturn/keyturn/notifier"
 )
@@ -70,7 +71,7 @@ func TestTrigger(t *testing.T) {
 		"nothing at all": {"", ""},
 	} {
 		w := post(h, "/notify", c.body, "traceparent", trace)
-		if w.Code != http.StatusOK || w.Body.String() != hostAnswer || string(got.Body) != c.want || got.Attributes["traceparent"] != trace {
+		if w.Code != http.StatusOK || w.Body.String() != funcserve.HostAnswer || string(got.Body) != c.want || got.Attributes["traceparent"] != trace {
 			t.Errorf("%s: %d %s, %q", name, w.Code, w.Body, got.Body)
 		}
 	}

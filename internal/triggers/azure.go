@@ -5,12 +5,11 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/funcenv"
+	"github.com/keyturn/keyturn/internal/funcserve"
 )
 
-// HostAnswer is what the host of Azure Functions wants to read of an
-// invocation that succeeded.
-// https://learn.microsoft.com/azure/azure-functions/functions-custom-handlers#response-payload
-const HostAnswer = `{"Outputs":{},"Logs":[],"ReturnValue":null}`
+// HostAnswer is [funcserve.HostAnswer].
+const HostAnswer = funcserve.HostAnswer
 
 var suffixForm = regexp.MustCompile(`^[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){1,5}$`)
 

@@ -2,15 +2,11 @@ package triggers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"os/signal"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
@@ -24,9 +20,6 @@ const (
 	// callTime bounds one invocation: Cloud Run and the Consumption plan of
 	// Azure end it after five minutes unless told otherwise.
 	callTime = 4 * time.Minute
-	// stopTime is what is left of an invocation when the platform ends the
-	// process: Cloud Run kills it 10 s after its signal.
-	stopTime = 9 * time.Second
 )
 
 // A Call is one invocation: a request's headers by name, and its body.
@@ -97,34 +90,4 @@ func invoke(call Call, w http.ResponseWriter, r *http.Request, log *slog.Logger)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), callTime)
 	defer cancel()
 	return call(ctx, r.Header.Get, body)
-}
-
-// Serve answers on address until the platform ends the process with SIGTERM,
-// and lets what runs finish within what the platform leaves. An error means
-// that it could not listen, or could not finish.
-func Serve(ctx context.Context, address string, h http.Handler, log *slog.Logger) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fault.New(fault.Invalid, "listen", err)
-	}
-	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: callTime + 30*time.Second,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	log.InfoContext(ctx, "ready", "address", l.Addr().String())
-	select {
-	case err := <-done:
-		return fault.New(fault.Unavailable, "serve", err)
-	case <-ctx.Done():
-	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
-	defer cancel()
-	if err := s.Shutdown(end); err != nil {
-		return errors.Join(fault.New(fault.Unavailable, "stop", err), s.Close())
-	}
-	return nil
 }

@@ -1,23 +1,16 @@
 package triggers
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/leaktest"
-	"github.com/keyturn/keyturn/internal/testenv"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
 	"github.com/keyturn/keyturn/secrets/memstore"
@@ -122,61 +115,5 @@ func TestHandler(t *testing.T) {
 		if !strings.Contains(rec.String(), want) {
 			t.Errorf("the log has no %s", want)
 		}
-	}
-}
-
-// SIGTERM lets a rotation end, and takes nothing new.
-func TestServeEndsGently(t *testing.T) {
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.FreePort(t)))
-	begun, finish := make(chan struct{}), make(chan struct{})
-	h := Handler(func(ctx context.Context, _ func(string) string, _ []byte) error {
-		close(begun)
-		<-finish
-		return ctx.Err()
-	}, "", NewLogger(io.Discard, nil))
-	served := make(chan error, 1)
-	go func() { served <- Serve(t.Context(), address, h, NewLogger(io.Discard, nil)) }()
-	testenv.Eventually(t, 10*time.Second, "the server listens", func() bool {
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
-	answered := make(chan int, 1)
-	go func() {
-		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+address+"/", bytes.NewReader(nil))
-		if err != nil {
-			answered <- 0
-			return
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			answered <- 0
-			return
-		}
-		_ = resp.Body.Close()
-		answered <- resp.StatusCode
-	}()
-	<-begun
-	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, 10*time.Second, "the server takes nothing new", func() bool {
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err != nil
-	})
-	close(finish)
-	if code := <-answered; code != http.StatusNoContent {
-		t.Errorf("what ran was answered with %d", code)
-	}
-	if err := <-served; err != nil {
-		t.Errorf("serve: %v", err)
-	}
-	if err := Serve(t.Context(), "nowhere:-1", h, NewLogger(io.Discard, nil)); !fault.Is(err, fault.Invalid) {
-		t.Errorf("%v; expected Invalid", err)
 	}
 }

@@ -1,8 +1,12 @@
-package funcnotify
+// Package funcserve is the process of a function on a platform that calls by
+// HTTP: its log, its start and its end. It knows nothing of what the function
+// does, and links no database, bus or cloud.
+package funcserve
 
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,13 +19,37 @@ import (
 )
 
 const (
-	readTime  = 30 * time.Second
-	writeTime = time.Minute
+	headerTime = 10 * time.Second
+	readTime   = 30 * time.Second
 	// stopTime is what is left of an invocation when the platform ends the
 	// process: Cloud Run kills it 10 s after its signal.
 	// https://cloud.google.com/run/docs/container-contract#instance-shutdown
 	stopTime = 9 * time.Second
 )
+
+// HostAnswer is what the host of Azure Functions wants to read of an
+// invocation that succeeded.
+// https://learn.microsoft.com/azure/azure-functions/functions-custom-handlers#response-payload
+const HostAnswer = `{"Outputs":{},"Logs":[],"ReturnValue":null}`
+
+// NewLogger returns a logger of one JSON object a line, with the keys and
+// levels that Cloud Logging reads, and that are as good as others elsewhere.
+// https://cloud.google.com/logging/docs/structured-logging
+func NewLogger(w io.Writer, level slog.Leveler) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		switch {
+		case len(groups) > 0:
+		case a.Key == slog.MessageKey:
+			a.Key = "message"
+		case a.Key == slog.LevelKey:
+			a.Key = "severity"
+			if l, ok := a.Value.Any().(slog.Level); ok && l == slog.LevelWarn {
+				a.Value = slog.StringValue("WARNING")
+			}
+		}
+		return a
+	}}))
+}
 
 // Main runs a function, and ends the process with status 1 if it cannot start:
 // the platform then says that the deployment failed, and shows the log.
@@ -37,8 +65,10 @@ func Main(run func(ctx context.Context, environ []string, level *slog.LevelVar, 
 
 // Serve answers on address until the platform ends the process with SIGTERM,
 // and lets what runs finish within what the platform leaves. What is cut off is
-// delivered again. An error means that it could not listen, or not finish.
-func Serve(ctx context.Context, address string, h http.Handler, log *slog.Logger) error {
+// delivered again. writeTime bounds a call, from the end of its headers to the
+// end of its answer. An error means that it could not listen (Invalid), or
+// could not finish (Unavailable).
+func Serve(ctx context.Context, address string, h http.Handler, writeTime time.Duration, log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
@@ -46,7 +76,7 @@ func Serve(ctx context.Context, address string, h http.Handler, log *slog.Logger
 		return fault.New(fault.Invalid, "listen", err)
 	}
 	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: readTime, WriteTimeout: writeTime,
+		Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: writeTime,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	done := make(chan error, 1)
