@@ -72,7 +72,7 @@ func TestReconcileWritesDifferences(t *testing.T) {
 	}
 	changed := slices.Clone(want[:n-100])
 	for i := range 25 {
-		changed[i].Spec.Cron = "0 0 4 * * *"
+		changed[i].Spec.Cron = fmt.Sprintf("0 0 %d * * *", distant(4))
 	}
 	changed[30].Target = "another"
 	changed[31].Payload = []byte("other")
@@ -142,7 +142,7 @@ func TestReconcileAtOnce(t *testing.T) {
 	old := nightly(300, 3)
 	fresh := append(slices.Clone(old[:200]), nightly(400, 3)[300:]...)
 	for i := range 50 {
-		fresh[i].Spec.Cron = "0 0 4 * * *"
+		fresh[i].Spec.Cron = fmt.Sprintf("0 0 %d * * *", distant(4))
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
