@@ -9,37 +9,39 @@
 package awsfake
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+
+	"github.com/keyturn/keyturn/internal/awsfake/awswire"
 )
 
-// Whose fake it is: requests signed for another key, region or service are
-// refused as AWS refuses them.
+// Whose fake it is.
 const (
-	Account   = "111122223333"
-	Region    = "us-east-1"
-	AccessKey = "AKIDEXAMPLE"
-	SecretKey = "example"
+	Account   = awswire.Account
+	Region    = awswire.Region
+	AccessKey = awswire.AccessKey
+	SecretKey = awswire.SecretKey
 )
 
-// maxBody bounds a request: a secret of 64 KiB in base64 and its parameters,
+// protocol bounds a request: a secret of 64 KiB in base64 and its parameters,
 // or ten events.
-const maxBody = 1 << 20
+var protocol = &awswire.Protocol{
+	ContentType: "application/x-amz-json-1.1",
+	MaxBody:     1 << 20, TooLong: "RequestEntityTooLargeException",
+	Unsigned: "MissingAuthenticationTokenException", Incomplete: "IncompleteSignatureException",
+	Mismatch: "InvalidSignatureException", UnknownKey: "UnrecognizedClientException",
+}
 
 // A Server is one account in one region. It is safe for concurrent use, and
 // ends with its test.
@@ -85,39 +87,10 @@ func (s *Server) URL() string { return s.http.URL }
 
 // Config is what clients of the fake are made of. Its connections end with
 // the Server.
-func (s *Server) Config() aws.Config {
-	return aws.Config{
-		Region: Region, BaseEndpoint: aws.String(s.URL()), HTTPClient: &http.Client{Transport: s.Transport()},
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: AccessKey, SecretAccessKey: SecretKey, Source: "awsfake"}, nil
-		}),
-	}
-}
+func (s *Server) Config() aws.Config { return awswire.Config(s.URL(), s.Transport()) }
 
 // Transport is the HTTP transport of Config, for a test that wraps it.
-//
-// It sends a copy of each body. The SDK closes a request's body as soon as the
-// answer begins, and a read of net/http that comes later, to see that nothing
-// follows, then fails and closes the connection under the answer. Between two
-// machines that is rare and retried; on loopback, without retries, it is not.
-// https://github.com/aws/aws-sdk-go-v2/issues/2737
-func (s *Server) Transport() http.RoundTripper { return copied{s.transport} }
-
-type copied struct{ rt http.RoundTripper }
-
-func (c copied) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Body == nil {
-		return c.rt.RoundTrip(r)
-	}
-	b, err := io.ReadAll(r.Body)
-	_ = r.Body.Close()
-	if err != nil {
-		return nil, err
-	}
-	r = r.Clone(r.Context())
-	r.Body = io.NopCloser(bytes.NewReader(b))
-	return c.rt.RoundTrip(r)
-}
+func (s *Server) Transport() http.RoundTripper { return awswire.Copied(s.transport) }
 
 // SecretsManager returns a client.
 func (s *Server) SecretsManager(opts ...func(*secretsmanager.Options)) *secretsmanager.Client {
@@ -129,20 +102,11 @@ func (s *Server) EventBridge(opts ...func(*eventbridge.Options)) *eventbridge.Cl
 	return eventbridge.NewFromConfig(s.Config(), opts...)
 }
 
-// An apiError is an error as the services put it.
-type apiError struct {
-	code, message string
-}
-
-func (e *apiError) Error() string { return e.code + ": " + e.message }
-
-func fail(code, format string, args ...any) error {
-	return &apiError{code, fmt.Sprintf(format, args...)}
-}
+func fail(code, format string, args ...any) error { return awswire.Errorf(code, format, args...) }
 
 // status is the HTTP status that goes with a code.
-func (e *apiError) status() int {
-	switch e.code {
+func status(code string) int {
+	switch code {
 	case "InternalServiceError", "InternalFailure", "InternalException", "InternalServerError":
 		return http.StatusInternalServerError
 	case "ServiceUnavailable", "ServiceUnavailableException":
@@ -174,17 +138,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	id := uuid()
 	out, err := s.handle(r)
 	w.Header().Set("X-Amzn-Requestid", id)
-	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+	w.Header().Set("Content-Type", protocol.ContentType)
 	if err != nil {
-		e, ok := err.(*apiError) //nolint:errorlint // handle returns no other
-		if !ok {
-			e = &apiError{"InternalFailure", "awsfake: " + err.Error()}
-		}
-		w.Header().Set("X-Amzn-Errortype", e.code)
-		w.WriteHeader(e.status())
+		e := awswire.AsError(err)
+		w.Header().Set("X-Amzn-Errortype", e.Code)
+		w.WriteHeader(status(e.Code))
 		_ = json.NewEncoder(w).Encode(map[string]string{
 			// Secrets Manager writes Message, the parts of AWS in front of it message.
-			"__type": e.code, "message": e.message, "Message": e.message,
+			"__type": e.Code, "message": e.Message, "Message": e.Message,
 		})
 		return
 	}
@@ -197,26 +158,14 @@ func (s *Server) handle(r *http.Request) (any, error) {
 	if r.Method != http.MethodPost || r.URL.Path != "/" || !ok {
 		return nil, fail("UnknownOperationException", "%s %s: %q is not an operation of awsfake", r.Method, r.URL.Path, target)
 	}
-	if ct := r.Header.Get("Content-Type"); ct != "application/x-amz-json-1.1" {
-		return nil, fail("SerializationException", "found Content-Type %q", ct)
-	}
 	service := "secretsmanager"
 	if strings.HasPrefix(target, "AWSEvents.") {
 		service = "events"
 	}
-	if err := authorize(r, service); err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	var in request
+	body, err := protocol.Read(r, service, &in)
 	if err != nil {
 		return nil, err
-	}
-	if len(body) > maxBody {
-		return nil, fail("RequestEntityTooLargeException", "found more than %d bytes", maxBody)
-	}
-	var in request
-	if err := json.Unmarshal(body, &in); err != nil {
-		return nil, fail("SerializationException", "the body is not what %s takes", target)
 	}
 	_, name, _ := strings.Cut(target, ".")
 
@@ -227,51 +176,11 @@ func (s *Server) handle(r *http.Request) (any, error) {
 	if err = s.injected(name); err == nil {
 		out, err = op.do(s, &in)
 	}
-	if e, ok := err.(*apiError); ok { //nolint:errorlint // made here, never wrapped
-		call.Code = e.code
+	if err != nil {
+		call.Code = awswire.AsError(err).Code
 	}
 	s.calls = append(s.calls, call)
 	return out, err
-}
-
-// authorize checks the signature's form, and for whom and where it was made.
-// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
-func authorize(r *http.Request, service string) error {
-	const algorithm = "AWS4-HMAC-SHA256 "
-	h := r.Header.Get("Authorization")
-	if h == "" {
-		return fail("MissingAuthenticationTokenException", "Missing Authentication Token")
-	}
-	if !strings.HasPrefix(h, algorithm) {
-		return fail("IncompleteSignatureException", "expected AWS Signature Version 4")
-	}
-	field := map[string]string{}
-	for part := range strings.SplitSeq(h[len(algorithm):], ",") {
-		k, v, _ := strings.Cut(strings.TrimSpace(part), "=")
-		field[k] = v
-	}
-	date := r.Header.Get("X-Amz-Date")
-	when, err := time.Parse("20060102T150405Z", date)
-	if err != nil || len(field["Signature"]) != 64 {
-		return fail("IncompleteSignatureException", "the signature or X-Amz-Date is missing or malformed")
-	}
-	if age := time.Since(when); age > 5*time.Minute || age < -5*time.Minute {
-		return fail("InvalidSignatureException", "Signature expired: %s", date)
-	}
-	key, scope, _ := strings.Cut(field["Credential"], "/")
-	if key != AccessKey {
-		return fail("UnrecognizedClientException", "The security token included in the request is invalid.")
-	}
-	if want := date[:8] + "/" + Region + "/" + service + "/aws4_request"; scope != want {
-		return fail("InvalidSignatureException", "Credential should be scoped to %s, found %s", want, scope)
-	}
-	signed := ";" + field["SignedHeaders"] + ";"
-	for _, name := range []string{"host", "x-amz-date", "x-amz-target"} {
-		if !strings.Contains(signed, ";"+name+";") {
-			return fail("InvalidSignatureException", "%s is not signed", name)
-		}
-	}
-	return nil
 }
 
 func uuid() string {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyturn/keyturn/internal/awsfake/awswire"
 )
 
 // maxMessage is the largest message, in bytes.
@@ -127,8 +129,8 @@ func (s *Server) batch(op string, in *input, do func(entry) (sent, error)) (any,
 		}
 		r, err := do(e)
 		if err != nil {
-			a := err.(*apiError) //nolint:errorlint,forcetypeassert // made here, never wrapped
-			out.Failed = append(out.Failed, failed{e.ID, a.code, a.message, true})
+			a := awswire.AsError(err)
+			out.Failed = append(out.Failed, failed{e.ID, a.Code, a.Message, true})
 			continue
 		}
 		r.ID = e.ID

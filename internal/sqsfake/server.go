@@ -9,11 +9,7 @@
 package sqsfake
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -23,19 +19,25 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
+
+	"github.com/keyturn/keyturn/internal/awsfake/awswire"
 )
 
-// Whose fake it is: requests signed for another key, region or service are
-// refused as AWS refuses them.
+// Whose fake it is.
 const (
-	Account   = "111122223333"
-	Region    = "us-east-1"
-	AccessKey = "AKIDEXAMPLE"
-	SecretKey = "example"
+	Account   = awswire.Account
+	Region    = awswire.Region
+	AccessKey = awswire.AccessKey
+	SecretKey = awswire.SecretKey
 )
 
-// maxBody bounds a request: ten messages of 1 MiB together, escaped.
-const maxBody = 8 << 20
+// protocol bounds a request: ten messages of 1 MiB together, escaped.
+var protocol = &awswire.Protocol{
+	ContentType: "application/x-amz-json-1.0",
+	MaxBody:     8 << 20, TooLong: "BatchRequestTooLong",
+	Unsigned: "MissingAuthenticationToken", Incomplete: "IncompleteSignature",
+	Mismatch: "SignatureDoesNotMatch", UnknownKey: "InvalidClientTokenId",
+}
 
 // A Server is one account in one region. It is safe for concurrent use, and
 // ends with its test.
@@ -98,62 +100,32 @@ func (s *Server) Second() time.Duration { return s.second }
 
 // Config is what clients of the fake are made of. Its connections end with
 // the Server.
-func (s *Server) Config() aws.Config {
-	return aws.Config{
-		Region: Region, BaseEndpoint: aws.String(s.URL()), HTTPClient: &http.Client{Transport: copied{s.transport}},
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: AccessKey, SecretAccessKey: SecretKey, Source: "sqsfake"}, nil
-		}),
-	}
-}
+func (s *Server) Config() aws.Config { return awswire.Config(s.URL(), awswire.Copied(s.transport)) }
 
 // Client returns a client.
 func (s *Server) Client(opts ...func(*sqs.Options)) *sqs.Client {
 	return sqs.NewFromConfig(s.Config(), opts...)
 }
 
-// copied sends a copy of each body. The SDK closes a request's body as soon as
-// the answer begins, which on loopback can close the connection under it.
-// https://github.com/aws/aws-sdk-go-v2/issues/2737
-type copied struct{ rt http.RoundTripper }
+func fail(code, format string, args ...any) error { return awswire.Errorf(code, format, args...) }
 
-func (c copied) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Body == nil {
-		return c.rt.RoundTrip(r)
-	}
-	b, err := io.ReadAll(r.Body)
-	_ = r.Body.Close()
-	if err != nil {
-		return nil, err
-	}
-	r = r.Clone(r.Context())
-	r.Body = io.NopCloser(bytes.NewReader(b))
-	return c.rt.RoundTrip(r)
-}
-
-// An apiError is an error as the service puts it. query is the code of the
-// older protocol, which the service sends in a header beside.
-type apiError struct {
-	code, query, message string
-}
-
-func (e *apiError) Error() string { return e.code + ": " + e.message }
-
-func fail(code, format string, args ...any) error {
-	e := &apiError{code: code, message: fmt.Sprintf(format, args...)}
+// query is a code in the older protocol, which the service sends in a header
+// beside, or "".
+func query(code string) string {
 	switch code {
 	case "QueueDoesNotExist":
-		e.query = "AWS.SimpleQueueService.NonExistentQueue"
+		return "AWS.SimpleQueueService.NonExistentQueue"
 	case "MessageNotInflight", "EmptyBatchRequest", "TooManyEntriesInBatchRequest", "BatchEntryIdsNotDistinct":
-		e.query = "AWS.SimpleQueueService." + code
+		return "AWS.SimpleQueueService." + code
 	case "RequestThrottled":
-		e.query = "RequestThrottled"
+		return code
 	}
-	return e
+	return ""
 }
 
-func (e *apiError) status() int {
-	switch e.code {
+// status is the HTTP status that goes with a code.
+func status(code string) int {
+	switch code {
 	case "InternalFailure", "InternalError":
 		return http.StatusInternalServerError
 	case "ServiceUnavailable":
@@ -187,18 +159,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, err := s.handle(r)
-	w.Header().Set("Content-Type", "application/x-amz-json-1.0")
+	w.Header().Set("Content-Type", protocol.ContentType)
 	w.Header().Set("X-Amzn-Requestid", s.id("req"))
 	if err != nil {
-		e, ok := err.(*apiError) //nolint:errorlint // handle returns no other
-		if !ok {
-			e = &apiError{code: "InternalFailure", message: "sqsfake: " + err.Error()}
+		e := awswire.AsError(err)
+		if q := query(e.Code); q != "" {
+			w.Header().Set("X-Amzn-Query-Error", q+";Sender")
 		}
-		if e.query != "" {
-			w.Header().Set("X-Amzn-Query-Error", e.query+";Sender")
-		}
-		w.WriteHeader(e.status())
-		_ = json.NewEncoder(w).Encode(map[string]string{"__type": "com.amazonaws.sqs#" + e.code, "message": e.message})
+		w.WriteHeader(status(e.Code))
+		_ = json.NewEncoder(w).Encode(map[string]string{"__type": "com.amazonaws.sqs#" + e.Code, "message": e.Message})
 		return
 	}
 	_ = json.NewEncoder(w).Encode(out)
@@ -211,65 +180,12 @@ func (s *Server) handle(r *http.Request) (any, error) {
 	if r.Method != http.MethodPost || !ok || op == nil {
 		return nil, fail("UnknownOperationException", "%s: %q is not an operation of sqsfake", r.Method, target)
 	}
-	if ct := r.Header.Get("Content-Type"); ct != "application/x-amz-json-1.0" {
-		return nil, fail("SerializationException", "found Content-Type %q", ct)
-	}
-	if err := authorize(r); err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(body) > maxBody {
-		return nil, fail("BatchRequestTooLong", "found more than %d bytes", maxBody)
-	}
 	var in input
-	if err := json.Unmarshal(body, &in); err != nil {
-		return nil, fail("SerializationException", "the body is not what %s takes", target)
+	if _, err := protocol.Read(r, "sqs", &in); err != nil {
+		return nil, err
 	}
 	if err := s.injected(name); err != nil {
 		return nil, err
 	}
 	return op(s, r, &in)
-}
-
-// authorize checks the signature's form, and for whom and where it was made.
-// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
-func authorize(r *http.Request) error {
-	const algorithm = "AWS4-HMAC-SHA256 "
-	h := r.Header.Get("Authorization")
-	if h == "" {
-		return fail("MissingAuthenticationToken", "Missing Authentication Token")
-	}
-	if !strings.HasPrefix(h, algorithm) {
-		return fail("IncompleteSignature", "expected AWS Signature Version 4")
-	}
-	field := map[string]string{}
-	for part := range strings.SplitSeq(h[len(algorithm):], ",") {
-		k, v, _ := strings.Cut(strings.TrimSpace(part), "=")
-		field[k] = v
-	}
-	date := r.Header.Get("X-Amz-Date")
-	when, err := time.Parse("20060102T150405Z", date)
-	if err != nil || len(field["Signature"]) != 64 {
-		return fail("IncompleteSignature", "the signature or X-Amz-Date is missing or malformed")
-	}
-	if age := time.Since(when); age > 5*time.Minute || age < -5*time.Minute {
-		return fail("SignatureDoesNotMatch", "Signature expired: %s", date)
-	}
-	key, scope, _ := strings.Cut(field["Credential"], "/")
-	if key != AccessKey {
-		return fail("InvalidClientTokenId", "The security token included in the request is invalid.")
-	}
-	if want := date[:8] + "/" + Region + "/sqs/aws4_request"; scope != want {
-		return fail("SignatureDoesNotMatch", "Credential should be scoped to %s, found %s", want, scope)
-	}
-	signed := ";" + field["SignedHeaders"] + ";"
-	for _, name := range []string{"host", "x-amz-date", "x-amz-target"} {
-		if !strings.Contains(signed, ";"+name+";") {
-			return fail("SignatureDoesNotMatch", "%s is not signed", name)
-		}
-	}
-	return nil
 }
