@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -34,11 +35,6 @@ var (
 	tlsKey    = sync.OnceValue(func() *ecdsa.PrivateKey { k, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader); return k })
 )
 
-const (
-	signingPath = "/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
-	snsHost     = "sns.eu-west-1.amazonaws.com"
-)
-
 // clouds are the public hosts of the clouds on one TLS server, which a proxy
 // leads to; it remembers whom it was asked for. Beside them is a listener that
 // nobody may call: attacks name it.
@@ -54,6 +50,7 @@ type clouds struct {
 
 	down      atomic.Bool // every host answers 500
 	keySets   atomic.Int64
+	certs     atomic.Int64 // how often the right one of SNS was fetched
 	confirmed atomic.Int64
 	trapped   atomic.Int64
 
@@ -97,6 +94,7 @@ func newClouds(t testing.TB) *clouds {
 	must(t, err)
 	c.srv = httptest.NewUnstartedServer(http.HandlerFunc(c.serve))
 	c.srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	c.srv.Config.ErrorLog = log.New(io.Discard, "", 0) // clients are killed in the middle of a handshake
 	c.srv.StartTLS()
 	t.Cleanup(c.srv.Close)
 	c.proxy = httptest.NewServer(http.HandlerFunc(c.connect))
@@ -167,6 +165,7 @@ func (c *clouds) serve(w http.ResponseWriter, r *http.Request) {
 		c.keySets.Add(1)
 		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{KeyID: "k1", Algorithm: "RS256", Use: "sig", Key: &cloudKey().PublicKey}}})
 	case snsHost + signingPath:
+		c.certs.Add(1)
 		_, _ = w.Write(c.signing)
 	case snsHost + "/forged.pem":
 		_, _ = w.Write(c.forged)

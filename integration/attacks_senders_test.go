@@ -1,11 +1,7 @@
 package integration_test
 
 import (
-	"crypto"
 	"crypto/hmac"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -141,47 +137,6 @@ func pushNotice(_ *siege, name string) *shot {
 		},
 		"data": base64.StdEncoding.EncodeToString(siegeObject{"name": id + "/versions/2", "state": "ENABLED"}.json()),
 	}}.json())
-}
-
-// envelope is a message of SNS that nobody signed.
-func envelope(name string) siegeObject {
-	return siegeObject{
-		"Type": "Notification", "MessageId": rotators.NewToken(), "TopicArn": siegeTopic, "Message": string(awsNoticeOf(name)),
-		"Timestamp": time.Now().UTC().Format("2006-01-02T15:04:05.000Z"), "SignatureVersion": "2",
-		"SigningCertURL": "https://" + snsHost + signingPath,
-	}
-}
-
-// confirmation asks whether we subscribe.
-func confirmation(topic, address string) siegeObject {
-	return envelope("x").with("Type", "SubscriptionConfirmation", "Token", "2336412f37fb687f5d51e6e2425ba1f3", "TopicArn", topic,
-		"Message", "You have chosen to subscribe", "SubscribeURL", address)
-}
-
-const subscribeURL = "https://" + snsHost + "/?Action=ConfirmSubscription&TopicArn=" + siegeTopic + "&Token=2336412f37fb687f5d51e6e2425ba1f3"
-
-// snsShot signs m as SNS documents it, apart from the code under test.
-func snsShot(s *siege, m siegeObject, key *rsa.PrivateKey) *shot {
-	names := []string{"Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"}
-	if m["Type"] != "Notification" {
-		names = []string{"Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"}
-	}
-	text := ""
-	for _, n := range names {
-		if v, ok := m[n]; ok {
-			text += fmt.Sprint(n, "\n", v, "\n")
-		}
-	}
-	h, sum := crypto.SHA256, sha256.Sum256([]byte(text))
-	digest := sum[:]
-	if m["SignatureVersion"] == "1" {
-		old := sha1.Sum([]byte(text))
-		h, digest = crypto.SHA1, old[:]
-	}
-	sig, err := rsa.SignPKCS1v15(rand.Reader, key, h, digest)
-	must(s.t, err)
-	x := jsonShot("/v1/sns", m.with("Signature", base64.StdEncoding.EncodeToString(sig)).json())
-	return x.set("Content-Type", "text/plain; charset=UTF-8").set("X-Amz-Sns-Message-Type", fmt.Sprint(m["Type"]))
 }
 
 func cloudEvent(_ *siege, name string) *shot {

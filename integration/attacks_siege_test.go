@@ -57,7 +57,7 @@ type siege struct {
 const (
 	siegeAccount = "111122223333" // of acme
 	siegeForeign = "999988887777" // of umbrella
-	siegeTopic   = "arn:aws:sns:eu-west-1:111122223333:keyturn"
+	siegeTopic   = snsTopic
 	gridTenant   = "0a1b2c3d-0000-4000-8000-00000000000a"
 	gridClient   = "0a1b2c3d-0000-4000-8000-0000000000c1"
 	gridURI      = "api://keyturn"

@@ -48,6 +48,7 @@ type sources struct {
 	pub   *pstest.Server
 	vault *vaultfake.Server
 	jwks  *httptest.Server
+	sns   *clouds // beyond a proxy
 
 	apiKey, hmacKey, bearer string
 	hmacBytes               []byte
@@ -78,6 +79,7 @@ func newSources(t *testing.T) *sources {
 	})
 	must(t, err)
 	c.google()
+	c.sns = newClouds(t)
 	return c
 }
 
@@ -141,6 +143,7 @@ func (c *sources) config(nats, spool, socket, file string) string {
 		fmt.Sprintf("    - {kind: eventbridge, api_key_files: [%q]}", key),
 		fmt.Sprintf("    - {kind: eventgrid, api_key_files: [%q], header: X-Keyturn-Key}", key),
 		fmt.Sprintf("    - {kind: pubsub, google: {audience: %q, emails: [%q], jwks_url: %q, ca_file: %q}}", googleAudience, googleEmail, c.jwks.URL, c.authority("jwks.pem", c.jwks.URL)),
+		fmt.Sprintf("    - {kind: sns, topics: [%q]}", snsTopic),
 		fmt.Sprintf("    - {kind: cloudevents, hmac_key_files: [%q]}", c.file("hmac.key", c.hmacKey)),
 		fmt.Sprintf("    - {kind: vaultaudit, cluster: %s, api_key_files: [%q]}", cluster, key),
 		"  sources:",
@@ -154,9 +157,14 @@ func (c *sources) config(nats, spool, socket, file string) string {
 	}, "\n")
 }
 
-// env is what clients of the sources find in the environment.
+// env is what clients of the sources find in the environment. What is not on
+// this machine is called by a proxy, behind which is SNS.
 func (c *sources) env() []string {
-	return []string{"AWS_ACCESS_KEY_ID=" + sqsfake.AccessKey, "AWS_SECRET_ACCESS_KEY=" + sqsfake.SecretKey, "AWS_REGION=" + sqsfake.Region}
+	return []string{
+		"AWS_ACCESS_KEY_ID=" + sqsfake.AccessKey, "AWS_SECRET_ACCESS_KEY=" + sqsfake.SecretKey, "AWS_REGION=" + sqsfake.Region,
+		"HTTPS_PROXY=" + c.sns.proxy.URL, "NO_PROXY=localhost,127.0.0.1",
+		"SSL_CERT_FILE=" + c.file("clouds.pem", string(c.sns.caPEM)), "SSL_CERT_DIR=" + c.t.TempDir(),
+	}
 }
 
 func (c *sources) withKey(h http.Header)    { h.Set("X-Api-Key", c.apiKey) }

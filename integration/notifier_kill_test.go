@@ -63,6 +63,7 @@ func TestNotifierSurvives200Kills(t *testing.T) {
 	})
 
 	f := newFeeds(t, l, 250*time.Millisecond, fleet...)
+	c.subscribe(f)
 	vaulted := c.feedAll(f, sockets, files)
 	killed := time.Now()
 	for n := range kills() {
@@ -99,6 +100,7 @@ func TestNotifierSurvives200Kills(t *testing.T) {
 		t.Errorf("%d events were given up by Event Grid", len(dead))
 	}
 	l.check(js)
+	c.onlySNS()
 	for _, r := range fleet {
 		r.tell(t)
 		if code := r.probe("/readyz"); code != http.StatusOK {
@@ -120,6 +122,7 @@ func (c *sources) feedAll(f *feeds, sockets []*socketDevice, files []*fileDevice
 			c.sqs.Send(body, "")
 		}
 	})
+	c.feedSNS(f)
 	f.run(func(int) {
 		ch := queue.next()
 		body, es := ch.eventBridge(t)
