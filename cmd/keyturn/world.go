@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/dirlock"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets/natskv"
 )
@@ -102,15 +103,14 @@ func openWorld(ctx context.Context, c *devCmd, log *slog.Logger, scr *screen) (_
 // lock keeps a second dev off the same directory. The lock goes with the
 // process, however it ends.
 func (w *world) lock() error {
-	f, err := os.OpenFile(w.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	l, err := dirlock.Take(w.path("lock"))
+	if fault.Is(err, fault.Conflict) {
+		return fault.Newf(fault.Conflict, "state directory", "another keyturn dev is using %s; stop it, or name another directory with --state", w.dir)
+	}
 	if err != nil {
 		return fmt.Errorf("lock the state directory: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return fault.Newf(fault.Conflict, "state directory", "another keyturn dev is using %s; stop it, or name another directory with --state", w.dir)
-	}
-	w.onClose(f.Close)
+	w.onClose(l.Close)
 	return nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/dirlock"
 )
 
 // Options of [Start]. Only Dir is required.
@@ -103,7 +104,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := prepareDir(dir, as); err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(filepath.Join(dir, "lock"))
+	// The lock ends with this process, so that a server found running without
+	// it has lost its parent.
+	lock, err := dirlock.Take(filepath.Join(dir, "lock"))
+	if fault.Is(err, fault.Conflict) {
+		return nil, fault.Newf(fault.Conflict, op, "%s is in use by another process; stop that one or choose another directory", dir)
+	}
 	if err != nil {
 		return nil, err
 	}

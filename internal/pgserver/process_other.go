@@ -3,7 +3,6 @@
 package pgserver
 
 import (
-	"io"
 	"os"
 	"syscall"
 
@@ -21,8 +20,6 @@ func runAs() (*identity, error) {
 }
 
 func prepareDir(dir string, _ *identity) error { return os.MkdirAll(dir, 0o700) }
-
-func lockDir(path string) (io.Closer, error) { return os.Create(path) } //nolint:gosec // our own directory
 
 func signal(int, syscall.Signal) error { return os.ErrInvalid }
 

@@ -4,7 +4,6 @@ package pgserver
 
 import (
 	"errors"
-	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -76,20 +75,6 @@ func prepareDir(dir string, as *identity) error {
 		}
 	}
 	return nil
-}
-
-// lockDir holds a lock that ends with this process, so that a server found
-// running without it has lost its parent.
-func lockDir(path string) (io.Closer, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // our own directory
-	if err != nil {
-		return nil, fault.New(fault.Invalid, op, err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
-		_ = f.Close()
-		return nil, fault.Newf(fault.Conflict, op, "%s is in use by another process; stop that one or choose another directory", filepath.Dir(path))
-	}
-	return f, nil
 }
 
 func signal(pid int, sig syscall.Signal) error { return syscall.Kill(pid, sig) }
