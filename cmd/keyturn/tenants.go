@@ -142,7 +142,11 @@ func (c *tenantsInitCmd) Run(e *env) error {
 	if s.Form == natsaccounts.Operator {
 		_, _ = fmt.Fprintf(e.stdout, "next: let nats-server include %s, with JetStream, and start it\n", st.ServerConfig(s.Form))
 	}
-	_, _ = fmt.Fprintf(e.stdout, "next: keyturn tenants creds %s notifier, for nats.creds_file of keyturn serve\nnext: keyturn tenants add TENANT\n", natsaccounts.Platform)
+	key := "nats.creds_file"
+	if s.Form == natsaccounts.Config {
+		key = "nats.nkey_file"
+	}
+	_, _ = fmt.Fprintf(e.stdout, "next: keyturn tenants creds %s notifier, for %s of keyturn serve\nnext: keyturn tenants add TENANT\n", natsaccounts.Platform, key)
 	return nil
 }
 
