@@ -2,11 +2,9 @@ package gridpull
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,36 +51,19 @@ func (r *rig) Name(b []byte) string {
 
 // options are of a source whose network can be cut.
 func (r *rig) options() (Options, func()) {
-	cut, inner := &atomic.Bool{}, r.s.Client().Transport
+	rt, cut := pulltest.Network(r.s.Client().Transport)
 	o := Options{
 		Endpoint: r.s.URL(), Topic: gridfake.Topic, Subscription: gridfake.Subscription, Credential: r.s.Credential(),
 		Lock: r.s.Lock(), retry: pull.Backoff{Min: 10 * time.Millisecond, Max: 100 * time.Millisecond},
 	}
-	o.Client.Transport = &http.Client{Transport: roundTrip(func(q *http.Request) (*http.Response, error) {
-		if cut.Load() {
-			return nil, errors.New("no network")
-		}
-		resp, err := inner.RoundTrip(q)
-		if err == nil && cut.Load() {
-			_ = resp.Body.Close()
-			return nil, errors.New("no network")
-		}
-		return resp, err
-	})}
-	return o, func() { cut.Store(true) }
+	o.Client.Transport = &http.Client{Transport: rt}
+	return o, cut
 }
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func (r *rig) New(s pulltest.Settings) pulltest.Instance {
 	o, cut := r.options()
 	o.MaxInFlight, o.MaxBytes, o.Hold, o.Drain, o.Timeout, o.Logger = s.MaxInFlight, s.MaxBytes, s.Hold, s.Drain, s.Timeout, s.Log
-	src, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	src := pulltest.Make(r.t, New, o)
 	return pulltest.Instance{Source: src, Stats: src.Stats, Cut: cut}
 }
 

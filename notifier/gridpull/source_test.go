@@ -27,11 +27,7 @@ func (r *rig) source(change func(*Options)) *Source {
 	if change != nil {
 		change(&o)
 	}
-	s, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return s
+	return pulltest.Make(r.t, New, o)
 }
 
 func (r *rig) empty() bool { return r.Left() == 0 }
@@ -161,21 +157,8 @@ func TestPoisonDoesNotHideOthers(t *testing.T) {
 func TestBusOutageUsesUpNoDeliveries(t *testing.T) {
 	r := newRig(t)
 	r.s = gridfake.New(t, &gridfake.Options{Second: second, MaxDeliveryCount: 2})
-	pulltest.SendAll(r, 50, 120)
-	var back atomic.Bool
-	var calls atomic.Int64
 	s := r.source(nil)
-	pulltest.Start(t, s, func(context.Context, notifier.Delivery) error {
-		calls.Add(1)
-		if back.Load() {
-			return nil
-		}
-		return fault.New(fault.Unavailable, "publish", nil)
-	})
-	start := time.Now()
-	testenv.Eventually(t, limit, "the outage to last", func() bool { return time.Since(start) > 3*r.Lease() && calls.Load() > 100 })
-	back.Store(true)
-	testenv.Eventually(t, limit, "all to be acknowledged", r.empty)
+	pulltest.Outage(t, r, s)
 	if n := len(r.s.Dead()); n != 0 || s.Stats().Received != 50 {
 		t.Errorf("%d events are lost, counted %+v; expected each to be received once", n, s.Stats())
 	}

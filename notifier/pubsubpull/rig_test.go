@@ -123,10 +123,7 @@ func (r *rig) options() (Options, func()) {
 func (r *rig) New(s pulltest.Settings) pulltest.Instance {
 	o, cut := r.options()
 	o.MaxInFlight, o.MaxBytes, o.Hold, o.Drain, o.Timeout, o.Logger = s.MaxInFlight, s.MaxBytes, s.Hold, s.Drain, s.Timeout, s.Log
-	src, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	src := pulltest.Make(r.t, New, o)
 	return pulltest.Instance{Source: src, Stats: src.Stats, Cut: cut}
 }
 

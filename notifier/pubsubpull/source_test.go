@@ -25,11 +25,7 @@ func (r *rig) source(change func(*Options)) *Source {
 	if change != nil {
 		change(&o)
 	}
-	s, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return s
+	return pulltest.Make(r.t, New, o)
 }
 
 func (r *rig) empty() bool { return r.Left() == 0 }

@@ -1,9 +1,7 @@
 package sqs
 
 import (
-	"errors"
 	"net/http"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,37 +42,19 @@ func (r *rig) Name(b []byte) string           { return pulltest.PlainName(b) }
 // options are of a source whose network can be cut.
 func (r *rig) options() (Options, func()) {
 	c := r.s.Config()
-	cut := &atomic.Bool{}
-	inner := c.HTTPClient.(*http.Client).Transport
-	c.HTTPClient = &http.Client{Transport: roundTrip(func(q *http.Request) (*http.Response, error) {
-		if cut.Load() {
-			return nil, errors.New("no network")
-		}
-		resp, err := inner.RoundTrip(q)
-		if err == nil && cut.Load() {
-			_ = resp.Body.Close()
-			return nil, errors.New("no network")
-		}
-		return resp, err
-	})}
+	rt, cut := pulltest.Network(c.HTTPClient.(*http.Client).Transport)
+	c.HTTPClient = &http.Client{Transport: rt}
 	return Options{
 		Config: &c, QueueURL: r.q.URL(), Lease: r.Lease(), second: second,
 		retry: pull.Backoff{Min: 10 * time.Millisecond, Max: 100 * time.Millisecond},
 		again: pull.Backoff{Min: 4 * second, Max: 20 * second},
-	}, func() { cut.Store(true) }
+	}, cut
 }
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func (r *rig) New(s pulltest.Settings) pulltest.Instance {
 	o, cut := r.options()
 	o.MaxInFlight, o.MaxBytes, o.Hold, o.Drain, o.Timeout, o.Logger = s.MaxInFlight, s.MaxBytes, s.Hold, s.Drain, s.Timeout, s.Log
-	src, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	src := pulltest.Make(r.t, New, o)
 	return pulltest.Instance{Source: src, Stats: src.Stats, Cut: cut}
 }
 

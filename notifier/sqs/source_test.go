@@ -29,11 +29,7 @@ func (r *rig) source(change func(*Options)) *Source {
 	if change != nil {
 		change(&o)
 	}
-	s, err := New(o)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return s
+	return pulltest.Make(r.t, New, o)
 }
 
 func (r *rig) empty() bool { return r.Left() == 0 }
@@ -195,22 +191,8 @@ func TestBusOutageUsesUpNoReceives(t *testing.T) {
 	r := newRig(t)
 	dead := r.s.Queue("dead", sqsfake.Spec{})
 	r.q = r.s.Queue("strict", sqsfake.Spec{DeadLetters: dead, MaxReceiveCount: 2})
-	pulltest.SendAll(r, 50, 50)
-	var back atomic.Bool
-	var calls atomic.Int64
 	s := r.source(nil)
-	pulltest.Start(t, s, func(context.Context, notifier.Delivery) error {
-		calls.Add(1)
-		if back.Load() {
-			return nil
-		}
-		return fault.New(fault.Unavailable, "publish", nil)
-	})
-	// Longer than a lease: the leases are extended while messages wait.
-	start := time.Now()
-	testenv.Eventually(t, limit, "the outage to last", func() bool { return time.Since(start) > 3*r.Lease() && calls.Load() > 100 })
-	back.Store(true)
-	testenv.Eventually(t, limit, "all to be deleted", r.empty)
+	pulltest.Outage(t, r, s)
 	if n := len(dead.Bodies()); n != 0 || s.Stats().Received != 50 {
 		t.Errorf("%d messages are in the dead-letter queue, counted %+v; expected each to be received once", n, s.Stats())
 	}

@@ -4,10 +4,13 @@ package pulltest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,6 +176,40 @@ func Start(t testing.TB, s notifier.Source, h notifier.Handler) (stop func()) {
 	}
 	t.Cleanup(stop)
 	return stop
+}
+
+// Make returns what newSource makes of options that are right.
+func Make[Options, Source any](t testing.TB, newSource func(Options) (Source, error), o Options) Source {
+	t.Helper()
+	s, err := newSource(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Network reaches the cloud through rt until it is cut, which is for good. An
+// answer that is on its way by then does not arrive.
+func Network(rt http.RoundTripper) (network http.RoundTripper, cut func()) {
+	n := &severable{rt: rt}
+	return n, func() { n.cut.Store(true) }
+}
+
+type severable struct {
+	rt  http.RoundTripper
+	cut atomic.Bool
+}
+
+func (n *severable) RoundTrip(r *http.Request) (*http.Response, error) {
+	if n.cut.Load() {
+		return nil, errors.New("no network")
+	}
+	resp, err := n.rt.RoundTrip(r)
+	if err == nil && n.cut.Load() {
+		_ = resp.Body.Close()
+		return nil, errors.New("no network")
+	}
+	return resp, err
 }
 
 // limit is how long a test waits for what should happen.

@@ -240,6 +240,27 @@ func busAway(t *testing.T, r Rig) {
 	}
 }
 
+// Outage sends 50 messages to a source while the bus is away for longer than a
+// lease, and waits until they are acknowledged after it. Whether each was
+// received once, and none given up, is for the caller to say.
+func Outage(t testing.TB, r Rig, s notifier.Source) {
+	t.Helper()
+	SendAll(r, 50, 120)
+	var back atomic.Bool
+	var calls atomic.Int64
+	Start(t, s, func(context.Context, notifier.Delivery) error {
+		calls.Add(1)
+		if back.Load() {
+			return nil
+		}
+		return away
+	})
+	start := time.Now()
+	eventually(t, "the outage to last", func() bool { return time.Since(start) > 3*r.Lease() && calls.Load() > 100 })
+	back.Store(true)
+	eventually(t, "all to be acknowledged", func() bool { return r.Left() == 0 })
+}
+
 func cloudAway(t *testing.T, r Rig) {
 	var rec leaktest.Recorder
 	SendAll(r, 300, 100)
