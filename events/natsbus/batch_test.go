@@ -34,7 +34,7 @@ func message(t *testing.T, e events.Event, expected string) *nats.Msg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	(&outgoing{msg: m, id: e.ID, subject: m.Subject}).identify("")
+	(&outgoing{msg: m, id: e.ID, subject: m.Subject}).identify()
 	m.Header[nats.ExpectedLastSubjSeqHdr] = []string{expected}
 	return m
 }

@@ -67,12 +67,6 @@ func (n newest) older(e *events.Event, skew time.Duration) bool {
 	return !at.IsZero() && at.Before(n.at.Add(-skew))
 }
 
-// before reports whether e is newer than n beyond doubt: its time is later by
-// more than the tolerance.
-func (n newest) before(e *events.Event, skew time.Duration) bool {
-	return !e.Time.IsZero() && e.Time.After(n.at.Add(skew))
-}
-
 // with returns n after e, which is not older, was stored at the time now.
 // margin is how far ahead of now a time is taken for right.
 func (n newest) with(e *events.Event, now time.Time, margin time.Duration) newest {

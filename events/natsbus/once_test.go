@@ -97,43 +97,6 @@ func windowPassed(t testing.TB, b *Bus) bool {
 
 // TestForeignLastMessage: a subject whose last message is no event, and
 // one that other software has written, do not hide what is newest.
-// TestCurrentAgain: after a rollback, or when a secret was made anew and counts
-// from 1 again, an old version is current again under its old id. That is news,
-// within the window and beyond it; repetitions of the former news are not.
-func TestCurrentAgain(t *testing.T) {
-	for _, window := range []time.Duration{200 * time.Millisecond, 20 * time.Minute} {
-		t.Run(window.String(), func(t *testing.T) {
-			srv := testenv.NATS(t)
-			o := shrunk()
-			o.Duplicates = window
-			b, other := open(t, srv.Conn(t), o), open(t, srv.Conn(t), o)
-			stored, dup := events.Receipt{Stored: 1}, events.Receipt{Duplicates: 1}
-			for name, versions := range map[string][2]string{"labels": {"x", "y"}, "counters": {"1", "2"}} {
-				first, second := at(activated(name, versions[0]), 6*time.Minute), at(activated(name, versions[1]), 4*time.Minute)
-				again := at(activated(name, versions[0]), 2*time.Minute)
-				receipt(t, b, stored, first)
-				receipt(t, b, stored, second)
-				if window < time.Second {
-					testenv.Eventually(t, limit, "the server forgot the ids", func() bool { return windowPassed(t, b) })
-				}
-				receipt(t, b, stored, again)
-				for _, bus := range []*Bus{b, other} {
-					for _, e := range []events.Event{again, second, first, again} {
-						receipt(t, bus, dup, e)
-					}
-				}
-				back := at(activated(name, versions[1]), 0)
-				receipt(t, other, stored, back)
-				receipt(t, b, dup, back)
-			}
-			told, lates := everything(t, b)
-			if len(told) != 8 || len(lates) != 0 {
-				t.Errorf("%d events and %d late; expected 8 and none", len(told), len(lates))
-			}
-		})
-	}
-}
-
 // TestAnIdIsItsSubjects: who may announce for one tenant cannot use up the id
 // of an event that another tenant is to hear.
 func TestAnIdIsItsSubjects(t *testing.T) {
@@ -169,7 +132,7 @@ func TestOrderOfTheServersChecks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		(&outgoing{msg: m, id: a.ID, subject: m.Subject}).identify("")
+		(&outgoing{msg: m, id: a.ID, subject: m.Subject}).identify()
 		m.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{"0"} // wrong
 		ack, err := b.js.PublishMsg(t.Context(), m)
 		switch {

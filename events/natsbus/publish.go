@@ -39,12 +39,10 @@ func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
 // was pushed out by [Options.MaxPerSubject] newer events is stored once more:
 // as late, unless all of them are within [Options.Skew] of one another.
 //
-// What an id names can happen again: after a rollback an old version is
-// current again. An event whose id is known and not the last, and whose time is
-// later than the subject's newest by more than [Options.Skew], is such another
-// occurrence, and is stored.
-//
-// What the bus knows already, as its last event of a subject, is not sent.
+// What the bus knows already, as its last event of a subject, is not sent. A
+// recent event whose id is not the last is sent and left to the server, so
+// that live subscribers hear it once more: after a rollback an old version is
+// current again, under its old id.
 //
 // Events of one subject go out one after the other, others together. Nothing
 // is sent if one of them is invalid; on any other error some may have been
@@ -74,7 +72,7 @@ func (b *Bus) PublishReceipt(ctx context.Context, es ...events.Event) (events.Re
 			return sum, err
 		}
 		o := &outgoing{e: e, msg: m, id: escape(e.ID), subject: m.Subject}
-		o.identify("")
+		o.identify()
 		if limit := b.nc.MaxPayload(); limit > 0 && int64(m.Size()+addedHeaders) > limit {
 			return sum, tooLarge("publish")
 		}
@@ -128,23 +126,14 @@ type outgoing struct {
 	msg     *nats.Msg
 	id      string // escaped
 	subject string // of the event
-	// recurs says that the id is known, and that what it names happened again.
-	recurs bool
 }
 
 // identify sets the id by which the server tells repetitions. It belongs to
 // the subject: ids are unique in a whole stream, and whoever may announce for
 // one tenant must not be able to use up the id of another's next event.
-func (o *outgoing) identify(occurrence string) {
-	sum := sha256.Sum256([]byte(o.subject + "\x00" + occurrence))
+func (o *outgoing) identify() {
+	sum := sha256.Sum256([]byte(o.subject))
 	o.msg.Header[jetstream.MsgIDHeader] = []string{o.id + "." + hex.EncodeToString(sum[:8])}
-}
-
-// again makes o another occurrence of what its id names, as when a version is
-// current again after a rollback.
-func (o *outgoing) again() {
-	o.recurs = true
-	o.identify(o.e.Time.UTC().Format(time.RFC3339Nano))
 }
 
 // settle publishes events of one subject, one after the other.
@@ -211,7 +200,6 @@ func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.
 		}
 	}
 	isLate := s.event.newest.older(&o.e, b.opts.Skew)
-	later := s.event.seq > 0 && s.event.newest.before(&o.e, b.opts.Skew)
 	switch {
 	case s.event.id == o.id:
 		sum.Duplicates++
@@ -221,13 +209,11 @@ func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.
 		if err != nil {
 			return err
 		}
-		if seen && !later {
+		if seen {
 			sum.Duplicates++
 			return nil
 		}
-		if seen {
-			o.again()
-		} else if s.event.newest.older(&o.e, b.opts.Skew) { // the history may have told something newer
+		if s.event.newest.older(&o.e, b.opts.Skew) { // the history may have told something newer
 			return b.store(ctx, b.old, lateSubject(o.subject), &s.late, o, newest{}, false, &sum.Late, &sum.Duplicates)
 		}
 	}
@@ -235,16 +221,7 @@ func (b *Bus) attempt(ctx context.Context, s *subject, o *outgoing, sum *events.
 	n.write(o.msg.Header, &o.e)
 	// That the id is there, but not the last, is known to be refused.
 	_, again := s.event.ids[o.id]
-	if !later || o.recurs {
-		return b.store(ctx, b.news, o.subject, &s.event, o, n, again, &sum.Stored, &sum.Duplicates)
-	}
-	known := 0
-	if err := b.store(ctx, b.news, o.subject, &s.event, o, n, again, &sum.Stored, &known); err != nil || known == 0 {
-		return err
-	}
-	// It may have been another process's, just now: then it is the last.
-	o.again()
-	return fault.Newf(fault.Conflict, "natsbus: publish", "the id is known from earlier")
+	return b.store(ctx, b.news, o.subject, &s.event, o, n, again, &sum.Stored, &sum.Duplicates)
 }
 
 // recent reports whether the server's duplicate window is sure to hold e's id,
