@@ -31,9 +31,9 @@ test-vault: ## the Vault store and notices on a real Vault; the first time build
 	@scripts/test-vault.sh
 
 .PHONY: soak
-soak: ## the crash suites in full: every mode, every store, 200 kills of the notifier
+soak: ## the crash suites in full: every mode, every store, more rounds of a NATS cluster
 	@scripts/deps.sh go postgresql
-	KEYTURN_SOAK=1 REQUIRE_INTEGRATION=1 $(GO) test -count=1 -timeout 90m -run 'Crash|TestSuite|200Kills|TestCluster|TestNotifierDrains' ./rotators/postgres ./integration
+	KEYTURN_SOAK=1 REQUIRE_INTEGRATION=1 $(GO) test -count=1 -timeout 90m -run 'Crash|TestSuite|TestCluster|TestNotifierDrains' ./rotators/postgres ./integration
 
 .PHONY: race
 race: ## the concurrent packages under the race detector

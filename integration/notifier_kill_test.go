@@ -4,24 +4,16 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/keyturn/keyturn/internal/crashtest"
 	"github.com/keyturn/keyturn/internal/testenv"
 	"github.com/keyturn/keyturn/internal/vaultfake"
 )
 
-// kills is how often a notifier is killed. Each start takes a while on a busy
-// machine, so that the full number is for make soak.
-func kills() int {
-	if os.Getenv(crashtest.SoakEnv) != "" {
-		return 200
-	}
-	return 40
-}
+// kills is how often a notifier is killed.
+const kills = 200
 
 // TestNotifierSurvives200Kills: two processes of keyturn serve are fed by every
 // way in at once, and one of them is killed at a random moment, again and
@@ -66,7 +58,7 @@ func TestNotifierSurvives200Kills(t *testing.T) {
 	c.subscribe(f)
 	vaulted := c.feedAll(f, sockets, files)
 	killed := time.Now()
-	for n := range kills() {
+	for n := range kills {
 		r := fleet[rand.N(len(fleet))]
 		if rand.N(5) > 0 { // now and then while it starts
 			r.serving()
@@ -78,7 +70,7 @@ func TestNotifierSurvives200Kills(t *testing.T) {
 			t.Logf("%d kills after %s; %d events are to be there", n+1, time.Since(killed).Round(time.Second), l.size())
 		}
 	}
-	t.Logf("%d kills in %s", kills(), time.Since(killed).Round(time.Millisecond))
+	t.Logf("%d kills in %s", kills, time.Since(killed).Round(time.Millisecond))
 	for _, r := range fleet {
 		r.serving()
 	}
