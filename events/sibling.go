@@ -15,3 +15,13 @@ func IsSibling(name string) bool {
 	main, ok := strings.CutSuffix(name, SiblingSuffix)
 	return ok && main != ""
 }
+
+// connectionPrefix starts the names of the secrets in which EventBridge keeps
+// the credentials of API destinations.
+// https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-api-destinations.html
+const connectionPrefix = "events!connection/"
+
+// IsConnection reports whether an AWS secret of this name is such a credential,
+// which nobody but AWS may rotate or read. A rule that matches every secret
+// would tell the notifier of the one with which it is called itself.
+func IsConnection(name string) bool { return strings.HasPrefix(name, connectionPrefix) }

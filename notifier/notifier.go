@@ -213,7 +213,7 @@ func (n *Notifier) stamp(ctx context.Context, d Delivery, es []events.Event, o *
 		if e.ID == "" || !e.Type.Valid() || e.Data.Ref.Validate() != nil {
 			return nil, fault.Newf(fault.Invalid, "decode", "the decoder returned an event without an id, a known type or a valid ref; this is a defect, please report it")
 		}
-		if pendingSibling(e.Data.Ref) || connection(e.Data.Ref) {
+		if pendingSibling(e.Data.Ref) || e.Data.Ref.Provider == ref.AWS && events.IsConnection(e.Data.Ref.Name) {
 			o.Dropped++
 			continue
 		}
@@ -245,17 +245,9 @@ func (n *Notifier) stamp(ctx context.Context, d Delivery, es []events.Event, o *
 func pendingSibling(r ref.Ref) bool {
 	switch r.Provider {
 	case ref.GCP, ref.Azure, ref.Vault:
-		return strings.HasSuffix(r.Name, "--pending")
+		return strings.HasSuffix(r.Name, events.SiblingSuffix)
 	}
 	return false
-}
-
-// connection reports whether r is the secret in which EventBridge keeps the
-// credential with which it calls an API destination, such as the notifier: a
-// rule that matches every secret would tell the notifier of its own.
-// https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-api-destinations.html
-func connection(r ref.Ref) bool {
-	return r.Provider == ref.AWS && strings.HasPrefix(r.Name, "events!connection/")
 }
 
 // traceForm is a version 0 trace parent. https://www.w3.org/TR/trace-context/

@@ -196,11 +196,6 @@ func safeLabel(s string) string {
 	return ""
 }
 
-// connectionPrefix starts the names of the secrets in which EventBridge keeps
-// the credentials of API destinations. A rule that matches every secret would
-// tell the notifier of its own credential.
-const connectionPrefix = "events!connection/"
-
 // An identity is which secret a notice is about.
 type identity struct {
 	ref ref.Ref
@@ -210,5 +205,5 @@ type identity struct {
 // foreign reports that the secret is none that anybody but AWS may rotate or
 // read. Other service-owned secrets, such as rds!db-..., have readers.
 func (id identity) foreign() bool {
-	return len(id.ref.Name) >= len(connectionPrefix) && id.ref.Name[:len(connectionPrefix)] == connectionPrefix
+	return events.IsConnection(id.ref.Name)
 }
