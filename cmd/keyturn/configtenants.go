@@ -33,6 +33,9 @@ type tenantsConfig struct {
 	Dir string `koanf:"dir"`
 	// TagTTL is how long the tags of a secret are remembered. 5m by default.
 	TagTTL time.Duration `koanf:"tag_ttl"`
+
+	// compiled is what check made of the rules; it asks for no tags.
+	compiled *tenants.Rules
 }
 
 // tenantRule is a [tenants.Rule].
@@ -71,8 +74,8 @@ func (t *tenantsConfig) rules(secrets map[ref.Ref]string, tags secretTags, log *
 	})
 }
 
-// check compiles the rules one more each time, so that the error has the line
-// of its rule in the file at path.
+// check compiles the rules. If they are wrong it does so again with one more
+// each time, so that the error has the line of its rule in the file at path.
 func (t *tenantsConfig) check(path string) error {
 	lines := ruleLines(path)
 	line := func(i int) string {
@@ -85,6 +88,11 @@ func (t *tenantsConfig) check(path string) error {
 		if err := plainScalars(lines[i]); err != nil {
 			return fault.Newf(fault.Invalid, "config "+path, "%stenants.rules: %v", line(i), err)
 		}
+	}
+	compiled, failed := t.rules(nil, noTags, nil)
+	if failed == nil {
+		t.compiled = compiled
+		return nil
 	}
 	all := *t
 	for i := range t.Rules {
@@ -99,10 +107,7 @@ func (t *tenantsConfig) check(path string) error {
 			return fault.Newf(fault.Invalid, "config "+path, "%stenants.rules: %v", line(at), err)
 		}
 	}
-	if _, err := all.rules(nil, noTags, nil); err != nil {
-		return fault.Newf(fault.Invalid, "config "+path, "tenants: %v", err)
-	}
-	return nil
+	return fault.Newf(fault.Invalid, "config "+path, "tenants: %v", failed)
 }
 
 func (r tenantRule) catchesAll() bool {
@@ -115,11 +120,7 @@ func (t *tenantsConfig) of(r ref.Ref, otherwise string) (string, error) {
 	if len(t.Rules) == 0 {
 		return otherwise, nil
 	}
-	rules, err := t.rules(nil, noTags, nil)
-	if err != nil {
-		return "", err
-	}
-	x := rules.Explain(context.Background(), eventOf(r))
+	x := t.compiled.Explain(context.Background(), eventOf(r))
 	if x.Err != nil {
 		return "", fmt.Errorf("a rule of tenants asks for its tags; name its tenant here")
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/notifier/tenants"
 	"github.com/keyturn/keyturn/ref"
 	"github.com/keyturn/keyturn/secrets"
 )
@@ -30,14 +31,19 @@ func (s *stores) tags(ctx context.Context, r ref.Ref) (map[string]string, error)
 // newTenants returns how the notifier tells whose a secret is: by the rules,
 // or where there are none as the secrets and notifier.tenant say.
 func newTenants(cfg *config, tags secretTags, log *slog.Logger) (func(context.Context, events.Event) (string, error), error) {
-	if len(cfg.Tenants.Rules) == 0 {
-		return func(_ context.Context, e events.Event) (string, error) { return cfg.tenant(e.Data.Ref), nil }, nil
-	}
 	own := map[ref.Ref]string{}
 	for i := range cfg.Secrets {
 		if s := &cfg.Secrets[i]; s.Tenant != "" {
 			own[s.ref] = s.Tenant
 		}
+	}
+	if len(cfg.Tenants.Rules) == 0 {
+		return func(_ context.Context, e events.Event) (string, error) {
+			if tenant, ok := own[e.Data.Ref]; ok {
+				return tenant, nil
+			}
+			return cfg.Notifier.Tenant, nil
+		}, nil
 	}
 	rules, err := cfg.Tenants.rules(own, tags, log)
 	if err != nil {
@@ -51,5 +57,5 @@ func (t *tenantsConfig) quarantine() string {
 	if t.Quarantine != "" {
 		return t.Quarantine
 	}
-	return "quarantine"
+	return tenants.DefaultQuarantine
 }

@@ -260,6 +260,9 @@ func TestTenantOfConfiguredSecret(t *testing.T) {
 		t.Errorf("without rules: %q, %v", got, err)
 	}
 	tagged := &tenantsConfig{Rules: []tenantRule{{Tenant: "a", Provider: "aws", Tags: map[string]string{"t": "a"}}}}
+	if err := tagged.check("no file"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := tagged.of(refOf(t, "aws://1/us-1/x"), ""); err == nil {
 		t.Error("a tag is guessed")
 	}
