@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -210,10 +211,11 @@ func (c *deadlettersReplayCmd) Run(e *env) error {
 
 // stays is where the poison of a replay goes: nowhere, since the letter is
 // there already.
-type stays struct{}
+type stays struct{ why string }
 
-func (stays) Park(_ context.Context, l notifier.DeadLetter) error {
-	return &fault.Error{Kind: l.Kind, Op: "still", Msg: l.Reason}
+func (s *stays) Park(_ context.Context, l notifier.DeadLetter) error {
+	s.why = l.Reason
+	return fault.Newf(l.Kind, "replay", "it stays: %s", l.Reason)
 }
 
 // replay hands one letter on and removes it.
@@ -235,12 +237,13 @@ func (c *deadlettersReplayCmd) replay(e *env, cfg *config, bus *natsbus.Bus, ten
 		return "", err
 	}
 	var out notifier.Outcome
-	n := notifier.New(bus, stays{}, &notifier.Options{Tenant: tenant, Observe: func(o notifier.Outcome) { out = o }})
+	var again stays
+	n := notifier.New(bus, &again, &notifier.Options{Tenant: tenant, Observe: func(o notifier.Outcome) { out = o }})
 	d := l.Delivery
 	d.Attempt = 0
 	if err := n.Handler(dec)(e.ctx, d); err != nil {
-		if fe := (*fault.Error)(nil); asStill(err, &fe) {
-			return "", fmt.Errorf("%s", fe.Msg)
+		if again.why != "" {
+			return "", errors.New(again.why)
 		}
 		return "", err
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"math"
 
@@ -49,15 +48,4 @@ func letter(ctx context.Context, bus *natsbus.Bus, seq uint64) (natsbus.StoredLe
 		return l, fault.Newf(fault.NotFound, "dead letter", "there is no dead letter %d; see keyturn deadletters list", seq)
 	}
 	return l, err
-}
-
-// asStill finds what stays returned in a handler's error.
-func asStill(err error, target **fault.Error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
-		if fe, ok := err.(*fault.Error); ok && fe.Op == "still" { //nolint:errorlint // this one in the chain
-			*target = fe
-			return true
-		}
-	}
-	return false
 }

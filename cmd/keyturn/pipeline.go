@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -348,4 +349,16 @@ func rootCAs(path string) (*x509.CertPool, error) {
 // clientTLS verifies a server's name and chain.
 func clientTLS(pool *x509.CertPool, host string) *tls.Config {
 	return &tls.Config{RootCAs: pool, ServerName: host, MinVersion: tls.VersionTLS12}
+}
+
+// clientTrusting returns an HTTP client that verifies servers by the
+// authorities in a bundle; no path means the system's.
+func clientTrusting(caFile string) (*http.Client, error) {
+	pool, err := rootCAs(caFile)
+	if err != nil {
+		return nil, err
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.TLSClientConfig = clientTLS(pool, "")
+	return &http.Client{Transport: tr}, nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"net/http"
 
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/snssig"
@@ -123,14 +122,9 @@ func tokenOptions(caFile string, log *slog.Logger) (tokenauth.Options, error) {
 	if caFile == "" {
 		return opts, nil
 	}
-	pool, err := rootCAs(caFile)
-	if err != nil {
-		return opts, err
-	}
-	tr := http.DefaultTransport.(*http.Transport).Clone()
-	tr.TLSClientConfig = clientTLS(pool, "")
-	opts.HTTP = &http.Client{Transport: tr}
-	return opts, nil
+	var err error
+	opts.HTTP, err = clientTrusting(caFile)
+	return opts, err
 }
 
 // readKeyFiles reads the keys that are valid beside each other while one is

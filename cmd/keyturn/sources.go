@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strings"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
@@ -128,18 +126,16 @@ func (p *pipeline) openGrid(s *sourceConfig) (notifier.Source, error) {
 		if err != nil {
 			return nil, fault.New(fault.Denied, "Azure credentials", err)
 		}
-		o.Credential = azcore.TokenCredential(cred)
+		o.Credential = cred
 	} else {
 		o.Credential = emulated{s.TokenFile}
 	}
 	if s.CAFile != "" {
-		pool, err := rootCAs(s.CAFile)
+		client, err := clientTrusting(s.CAFile)
 		if err != nil {
 			return nil, err
 		}
-		tr := http.DefaultTransport.(*http.Transport).Clone()
-		tr.TLSClientConfig = clientTLS(pool, "")
-		o.Client.Transport = &http.Client{Transport: tr}
+		o.Client.Transport = client
 	}
 	return gridpull.New(o)
 }

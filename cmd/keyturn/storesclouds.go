@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
@@ -69,15 +68,13 @@ func (s *stores) openAzure(context.Context) (secrets.Store, error) {
 		return azurekv.New(cred, opts), nil
 	}
 	// An emulator has neither Entra ID nor a name of its own for each vault.
-	pool, err := rootCAs(c.CAFile)
+	client, err := clientTrusting(c.CAFile)
 	if err != nil {
 		return nil, err
 	}
 	opts.VaultURL = func(vault string) string { return strings.ReplaceAll(c.Endpoint, "{vault}", vault) }
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = clientTLS(pool, "")
 	opts.Client = azsecrets.ClientOptions{DisableChallengeResourceVerification: true}
-	opts.Client.Transport = &http.Client{Transport: transport}
+	opts.Client.Transport = client
 	return azurekv.New(emulated{c.TokenFile}, opts), nil
 }
 
