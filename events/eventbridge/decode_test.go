@@ -1,7 +1,6 @@
 package eventbridge
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
+	"github.com/keyturn/keyturn/internal/notice/noticetest"
 	"github.com/keyturn/keyturn/ref"
 )
 
@@ -185,26 +185,7 @@ func TestDecodeGolden(t *testing.T) {
 	for name, body := range notices(t) {
 		got[name] = decoded(t, body)
 	}
-	if *update {
-		b, err := json.MarshalIndent(got, "", " ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want map[string]outcome
-	if err := json.Unmarshal(b, &want); err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("decoded events differ from %s (-want +got); if the new ones are right, run go test -update:\n%s", file, d)
-	}
+	noticetest.Golden(t, file, *update, got)
 }
 
 // TestDecodeTypes says what each notice must come to, in a form that a reviewer can check

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/keyturn/keyturn/events"
 	"github.com/keyturn/keyturn/fault"
 	"github.com/keyturn/keyturn/internal/notice/noticetest"
@@ -318,26 +316,7 @@ func TestDecodeGolden(t *testing.T) {
 		}
 		got[name] = o
 	}
-	if *update {
-		b, err := json.MarshalIndent(got, "", " ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want map[string]outcome
-	if err := json.Unmarshal(b, &want); err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("decoded events differ from %s (-want +got); if the new ones are right, run go test -update:\n%s", file, d)
-	}
+	noticetest.Golden(t, file, *update, got)
 }
 
 func FuzzDecode(f *testing.F) {
