@@ -45,41 +45,50 @@ func (g *gcpConfig) decoder() pubsub.Decoder {
 func (c *config) decoders() map[string]notifier.Decoder {
 	out := map[string]notifier.Decoder{}
 	for _, r := range c.Notifier.Routes {
-		switch r.Kind {
-		case wayEventBridge, waySNS:
-			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }
-		case wayEventGrid:
-			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.DecodeAny(d.Body, d.Received) }
-		case wayPubSub:
-			dec := c.GCP.decoder()
-			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) {
-				return dec.DecodeRequest(header(d), d.Body, d.Received)
-			}
-		case wayCloudEvents:
-			out[r.Name] = func(d notifier.Delivery) ([]events.Event, error) {
-				return cloudevents.DecodeHTTP(header(d), d.Body)
-			}
+		if r.Kind != wayVaultAudit { // its notices come from the source that it feeds
+			out[r.Name] = c.reader(r.Kind, "")
 		}
 	}
 	for _, s := range c.Notifier.Sources {
-		switch s.Kind {
-		case waySQS:
-			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }
-		case wayEventGrid:
-			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.DecodeAny(d.Body, d.Received) }
-		case wayPubSub:
-			dec := c.GCP.decoder()
-			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) {
-				m := pubsub.Message{Attributes: d.Attributes, Data: d.Body, ID: d.ID}
-				m.Published, _ = time.Parse(time.RFC3339Nano, d.Attributes["publishtime"])
-				return dec.Decode(m, d.Received)
-			}
-		case wayVaultAudit, wayVaultEvents:
-			dec := vault.Decoder{Cluster: s.Cluster}
-			out[s.Name] = func(d notifier.Delivery) ([]events.Event, error) { return dec.Decode(d.Body, d.Received) }
+		if s.Kind == wayPubSub {
+			out[s.Name] = c.GCP.pulled()
+		} else {
+			out[s.Name] = c.reader(s.Kind, s.Cluster)
 		}
 	}
 	return out
+}
+
+// reader returns how notices of a kind of way in are read: a provider's are
+// the same whether they are pushed or pulled, but for those of Pub/Sub, which
+// here are pushed.
+func (c *config) reader(kind, cluster string) notifier.Decoder {
+	switch kind {
+	case wayEventGrid:
+		return func(d notifier.Delivery) ([]events.Event, error) { return eventgrid.DecodeAny(d.Body, d.Received) }
+	case wayPubSub:
+		dec := c.GCP.decoder()
+		return func(d notifier.Delivery) ([]events.Event, error) {
+			return dec.DecodeRequest(header(d), d.Body, d.Received)
+		}
+	case wayCloudEvents:
+		return func(d notifier.Delivery) ([]events.Event, error) { return cloudevents.DecodeHTTP(header(d), d.Body) }
+	case wayVaultAudit, wayVaultEvents:
+		dec := vault.Decoder{Cluster: cluster}
+		return func(d notifier.Delivery) ([]events.Event, error) { return dec.Decode(d.Body, d.Received) }
+	default: // eventbridge, sns, sqs
+		return func(d notifier.Delivery) ([]events.Event, error) { return eventbridge.DecodeAny(d.Body, d.Received) }
+	}
+}
+
+// pulled reads messages of Pub/Sub as a pull client has them.
+func (g *gcpConfig) pulled() notifier.Decoder {
+	dec := g.decoder()
+	return func(d notifier.Delivery) ([]events.Event, error) {
+		m := pubsub.Message{Attributes: d.Attributes, Data: d.Body, ID: d.ID}
+		m.Published, _ = time.Parse(time.RFC3339Nano, d.Attributes["publishtime"])
+		return dec.Decode(m, d.Received)
+	}
 }
 
 // decoder returns how the notices of the way in of that name are read.
