@@ -304,6 +304,9 @@ func reason(err error) string {
 }
 
 func (n *Notifier) log(ctx context.Context, d Delivery, o Outcome) {
+	if o.Err == nil && !n.opts.Logger.Enabled(ctx, slog.LevelDebug) {
+		return // the key is a digest of the whole notice
+	}
 	log := n.opts.Logger.With("source", d.Source, "key", d.Key(), "attempt", d.Attempt, "took", o.Took)
 	if o.Err != nil {
 		log.ErrorContext(ctx, "notice not handed on; the sender will repeat it", "class", string(fault.ClassOf(o.Err)), "err", reason(o.Err))

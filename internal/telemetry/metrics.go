@@ -99,25 +99,26 @@ func (m *Metrics) Observe(o notifier.Outcome) {
 		outcome = "ignored"
 	}
 	m.deliveries.WithLabelValues(o.Source, outcome).Inc()
-	for result, n := range map[string]int{
-		"stored": o.Receipt.Stored, "duplicate": o.Receipt.Duplicates, "late": o.Receipt.Late, "dropped": o.Dropped,
-	} {
-		if n > 0 {
-			m.events.WithLabelValues(o.Source, result).Add(float64(n))
+	for _, r := range []struct {
+		result string
+		n      int
+	}{{"stored", o.Receipt.Stored}, {"duplicate", o.Receipt.Duplicates}, {"late", o.Receipt.Late}, {"dropped", o.Dropped}} {
+		if r.n > 0 {
+			m.events.WithLabelValues(o.Source, r.result).Add(float64(r.n))
 		}
 	}
 	if o.Err != nil {
 		return
 	}
 	m.handle.WithLabelValues(o.Source).Observe(o.Took.Seconds())
-	acked := o.Received.Add(o.Took)
+	acked, lag := o.Received.Add(o.Took), m.lag.WithLabelValues(o.Source)
 	for i := range o.Events {
 		e := &o.Events[i]
 		if e.Data.Tenant == m.quarantine {
 			m.quarantined.WithLabelValues(o.Source).Inc()
 		}
 		// The provider's clock may be ahead of ours.
-		m.lag.WithLabelValues(o.Source).Observe(max(acked.Sub(e.Time).Seconds(), 0))
+		lag.Observe(max(acked.Sub(e.Time).Seconds(), 0))
 	}
 }
 
